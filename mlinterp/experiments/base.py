@@ -1,0 +1,97 @@
+"""What an experiment type is, and what it is given.
+
+An experiment is pure: typed variables, a subject, resolved inputs and a work folder in; an ExperimentResult out. It never meets
+MLflow. The modules beside this one are imported to list the types, so they import torch only inside their `run`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mlinterp.progress import Reporter, Silent
+from mlinterp.result import ExperimentResult, Mode
+from mlinterp.spec import Frozen, Spec
+
+if TYPE_CHECKING:
+    from mlinterp.subjects.base import Subject
+
+
+class Variables(Frozen):
+    """Base of every type's `variables` block. Each field carries `description=`: help, schema and docs are made from it."""
+
+
+@dataclass(frozen=True)
+class ResolvedInput:
+    """An input as files at hand.
+
+    Attributes:
+        reference: what the spec said, such as `@trace` or `models:/NAME@candidate`.
+        path: local folder that holds the files under their fixed names (`trace.jsonl`, `sae.pt`, `subject/`).
+        digest: SHA-256 of the input's content.
+        run_id: the MLflow run it comes from, where it comes from one.
+        model_id: the MLflow logged model it is, where it is one.
+    """
+
+    reference: str
+    path: Path
+    digest: str
+    run_id: str | None = None
+    model_id: str | None = None
+
+
+@dataclass(frozen=True)
+class Context:
+    """Everything an experiment may use.
+
+    Attributes:
+        spec: the whole spec.
+        variables: its variables in the type's own model.
+        workdir: a durable folder of this run; what a stage left there before it was killed is found again on resume.
+        load_subject: builds the subject (with trained weights where the spec's inputs name them).
+        inputs: resolved inputs by role (`trace`, `sae`, …).
+        reporter: step metrics and progress bars.
+    """
+
+    spec: Spec
+    variables: Any
+    workdir: Path
+    load_subject: Callable[[], Subject]
+    inputs: Mapping[str, ResolvedInput] = field(default_factory=dict)
+    reporter: Reporter = field(default_factory=Silent)
+
+    @property
+    def seed(self) -> int:
+        """The spec's seed."""
+        return self.spec.seed
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One experiment type.
+
+    Attributes:
+        type: its name in a spec.
+        summary: one line for `mlinterp types`.
+        Variables: the typed model of its `variables`.
+        run: does the work.
+        example: a valid spec, as the plain data that `mlinterp new` writes with each field's description beside it.
+        aliases: other accepted names.
+        modes: whether it can observe, intervene or both.
+        inputs: role to True where the input is required.
+        needs_subject: whether the spec must name a subject.
+        produces: the role its output plays as another step's input (`subject`, `trace`, `sae`), if any.
+    """
+
+    type: str
+    summary: str
+    Variables: type[Variables]
+    run: Callable[[Context], ExperimentResult]
+    example: Mapping[str, Any]
+    aliases: tuple[str, ...] = ()
+    modes: tuple[Mode, ...] = ("observational",)
+    inputs: Mapping[str, bool] = field(default_factory=dict)
+    needs_subject: bool = True
+    produces: str | None = None

@@ -1,0 +1,44 @@
+"""What long work says while it runs: step metrics and progress bars.
+
+An experiment only knows a `Reporter`. Who listens (a terminal, MLflow, nobody) is decided above.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Protocol
+
+
+class Task(Protocol):
+    """One bar of progress."""
+
+    def advance(self, amount: float = 1, note: str = "") -> None:
+        """Move on by `amount`; `note` is a short text shown beside the bar, such as the current loss."""
+
+
+class Reporter(Protocol):
+    """Where step metrics and progress go."""
+
+    def metrics(self, values: Mapping[str, float], step: int) -> None:
+        """Record numbers of one step, named `stage/name`."""
+
+    def task(self, description: str, total: float) -> contextmanager[Task]:  # type: ignore[type-arg]
+        """Open a bar of `total` units; use as a context manager."""
+
+
+class _SilentTask:
+    def advance(self, amount: float = 1, note: str = "") -> None:
+        pass
+
+
+class Silent:
+    """A Reporter that says nothing."""
+
+    def metrics(self, values: Mapping[str, float], step: int) -> None:
+        """Drop the numbers."""
+
+    @contextmanager
+    def task(self, description: str, total: float) -> Iterator[Task]:
+        """Open a bar that nobody sees."""
+        yield _SilentTask()

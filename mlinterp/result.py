@@ -1,0 +1,161 @@
+"""What an experiment returns: numbers, tables, figures and files, and whether it observed or intervened.
+
+A result is plain data: it round-trips through JSON, holds no NaN where JSON has none, and knows nothing of MLflow. Figures are
+declared over tables and drawn elsewhere, so that a figure can never show what no table holds.
+"""
+
+from __future__ import annotations
+
+import math
+from datetime import datetime
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Cell = str | int | float | bool | None
+Mode = Literal["observational", "interventional"]
+RESULT_SCHEMA = "mlinterp.result.v1"
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", ser_json_inf_nan="null")
+
+
+class ResultTable(_Part):
+    """Rows under named columns. An undefined number is None."""
+
+    name: str = Field(pattern=r"^[a-z0-9_]{1,64}$")
+    columns: list[str] = []
+    rows: list[dict[str, Cell]] = []
+    description: str | None = None
+
+    @classmethod
+    def of(cls, name: str, rows: list[dict[str, Any]], description: str | None = None, columns: list[str] | None = None) -> ResultTable:
+        """Build a table; numpy scalars become Python ones and non-finite numbers None."""
+        names = columns or list(dict.fromkeys(key for row in rows for key in row))
+        return cls(name=name, columns=names, rows=[{key: _plain(row.get(key)) for key in names} for row in rows], description=description)
+
+
+def _plain(value: Any) -> Cell:
+    if hasattr(value, "item"):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value  # type: ignore[no-any-return]
+
+
+class Figure(_Part):
+    """A plot declared over one table.
+
+    `line`, `scatter` and `bar` draw each column of `y` against `x` (one series for each value of `series` where given), with
+    `low`/`high` as the interval; `heatmap` draws `y[0]` over `x` (columns) and `series` (rows); `histogram` counts `x`.
+    """
+
+    name: str = Field(pattern=r"^[a-z0-9_]{1,64}$")
+    table: str
+    kind: Literal["line", "scatter", "bar", "heatmap", "histogram"]
+    x: str
+    y: list[str] = []
+    series: str | None = None
+    low: str | None = None
+    high: str | None = None
+    title: str = ""
+    x_label: str = ""
+    y_label: str = ""
+    log_x: bool = False
+    log_y: bool = False
+    reference: float | None = None
+    """A horizontal line to compare with: a control, a chance level."""
+
+
+class Aggregates(_Part):
+    """Headline numbers. None means undefined, never zero."""
+
+    mean_delta: float | None = None
+    std_delta: float | None = None
+    max_delta: float | None = None
+    min_delta: float | None = None
+    median_delta: float | None = None
+    base_activation_mean: float | None = None
+    base_activation_std: float | None = None
+    n_samples: int = 0
+    n_conditions: int = 0
+    effect_size: float | None = None
+    explained_variance: float | None = None
+    custom: dict[str, Any] = {}
+
+
+class Diagnostics(_Part):
+    """What a reader must know to trust the numbers."""
+
+    n_contexts_tested: int = 0
+    n_contexts_skipped: int = 0
+    n_contexts_errored: int = 0
+    relu_floor_detected: bool = False
+    relu_floor_rate: float = 0.0
+    constraint_violations: list[str] = []
+    warnings: list[str] = []
+
+
+class ExperimentResult(_Part):
+    """One experiment's outcome: success, or a named failure.
+
+    An experiment fills the upper half; the run that executed it fills the provenance below.
+    """
+
+    result_schema: str = Field(RESULT_SCHEMA, alias="schema")
+    mode: Mode = "observational"
+    success: bool = True
+    error_message: str | None = None
+    metrics: dict[str, float] = {}
+    """Numbers for comparison between runs, named `stage/name`; finite."""
+    aggregates: Aggregates = Aggregates()
+    tables: dict[str, ResultTable] = {}
+    figures: list[Figure] = []
+    diagnostics: Diagnostics = Diagnostics()
+    files: list[str] = []
+    """Files the experiment wrote, relative to its work folder; each becomes an artifact under the same name."""
+    model_file: str | None = None
+    """The file among `files` that is a model to register (an SAE or a subject's weights folder)."""
+
+    spec_id: str = ""
+    spec_path: str | None = None
+    spec_sha256: str = ""
+    experiment_type: str = ""
+    subject: str | None = None
+    feature_id: int | None = None
+    variables: dict[str, Any] = {}
+    dataset_slice: dict[str, Any] | None = None
+    hypothesis: str | None = None
+    seed: int = 0
+    inputs: dict[str, str] = {}
+    """Role of each input to its digest."""
+    versions: dict[str, str] = {}
+    started_at: datetime | None = None
+    completed_at: datetime | None = None
+    duration_seconds: float = 0.0
+
+    model_config = ConfigDict(extra="forbid", ser_json_inf_nan="null", populate_by_name=True)
+
+    def add_table(self, name: str, rows: list[dict[str, Any]], columns: list[str] | None = None, description: str | None = None) -> ResultTable:
+        """Add a table and return it."""
+        self.tables[name] = ResultTable.of(name, rows, description, columns)
+        return self.tables[name]
+
+    def numbers(self) -> dict[str, float]:
+        """Return every finite number worth comparing, named `stage/name`."""
+        found = dict(self.metrics)
+        for key, value in [*self.aggregates.model_dump(exclude={"custom"}).items(), *self.aggregates.custom.items()]:
+            if isinstance(value, int | float) and not isinstance(value, bool):
+                found[f"aggregates/{key}"] = float(value)
+        for key, value in self.diagnostics.model_dump(exclude={"warnings", "constraint_violations"}).items():
+            found[f"diagnostics/{key}"] = float(value)
+        return {key: value for key, value in found.items() if math.isfinite(value)}
+
+    def get_summary(self) -> str:
+        """Return the result in a few lines of text."""
+        head = f"{self.experiment_type or 'experiment'} ({self.mode})"
+        if not self.success:
+            return f"{head}: failed: {self.error_message}"
+        lines = [head, *(f"  {key} = {value:.6g}" for key, value in self.metrics.items())]
+        return "\n".join(lines)

@@ -1,0 +1,202 @@
+"""The spec: one experiment, declared.
+
+A spec is frozen, refuses unknown keys and converts nothing silently. Its `variables` stay raw here; the experiment type gives
+them their own typed model (`experiments.catalog`). Three shapes share the envelope: a single spec; a sweep (`matrix:` on any
+spec); a study (`type: study`, named steps in order).
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
+
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, StringConstraints, model_validator
+
+from mlinterp.io.digests import sha256_json
+
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
+Prose = Annotated[str, StringConstraints(max_length=8000)]
+Reference = Annotated[
+    str,
+    StringConstraints(
+        max_length=300,
+        pattern=r"^(@[A-Za-z0-9][A-Za-z0-9_-]{0,63}|latest|run:[0-9a-f]{32}|models:/[A-Za-z0-9][A-Za-z0-9_. -]{0,127}(@[A-Za-z0-9_-]{1,64}|/[0-9]{1,9}))$",
+    ),
+]
+"""Where an input comes from: `@step` of the same study, `latest` finished run of this subject, `run:ID`, `models:/NAME@alias|/VERSION`."""
+
+SweepValue = str | int | float | bool | None | list[Any] | dict[str, Any]
+
+
+class Frozen(BaseModel):
+    """Base of everything declared: immutable, strict, no unknown keys, finite numbers."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, populate_by_name=True)
+
+
+class DatasetSlice(Frozen):
+    """Which part of a dataset an experiment looks at."""
+
+    percentile_min: float = Field(0.0, ge=0, le=100)
+    percentile_max: float = Field(100.0, ge=0, le=100)
+    activation_threshold: float | None = None
+    weapon_filter: list[int] | None = None
+    weapon_exclude: list[int] | None = None
+    family_filter: list[str] | None = None
+    sample_size: int | None = Field(None, gt=0)
+    random_seed: int | None = 42
+
+    @model_validator(mode="after")
+    def _ordered(self) -> DatasetSlice:
+        if self.percentile_max < self.percentile_min:
+            raise ValueError(f"percentile_max {self.percentile_max:g} is below percentile_min {self.percentile_min:g}")
+        return self
+
+
+class Outputs(Frozen):
+    """Which parts of a result are kept."""
+
+    aggregates: bool = True
+    tables: bool = True
+    diagnostics: bool = True
+    figures: bool = True
+
+
+class Expectation(Frozen):
+    """A prediction, declared before the run."""
+
+    metric: str = Field(max_length=250)
+    op: Literal[">", ">=", "<", "<=", "=="]
+    value: float
+
+
+class Step(Frozen):
+    """One named step of a study: a spec whose subject, seed and hypothesis default to the study's."""
+
+    name: Name
+    type: Name
+    subject: Name | None = Field(None, validation_alias=AliasChoices("subject", "model_type"))
+    feature_id: int | None = Field(None, ge=0)
+    inputs: dict[Name, Reference] = {}
+    variables: dict[str, Any] = {}
+    dataset_slice: DatasetSlice = DatasetSlice()
+    constraints: list[Name] = []
+    outputs: Outputs = Outputs()
+    expect: list[Expectation] = []
+    matrix: dict[str, list[SweepValue]] = {}
+    seed: int | None = Field(None, ge=0, lt=2**63)
+    description: Prose | None = None
+    rationale: Prose | None = None
+
+
+class Spec(Frozen):
+    """The envelope of every spec."""
+
+    id: Name | None = None
+    type: Name
+    subject: Name | None = Field(None, validation_alias=AliasChoices("subject", "model_type"))
+    feature_id: int | None = Field(None, ge=0)
+    hypothesis: Name | None = Field(None, validation_alias=AliasChoices("hypothesis", "parent_hypothesis"))
+    inputs: dict[Name, Reference] = {}
+    dataset_slice: DatasetSlice = DatasetSlice()
+    variables: dict[str, Any] = {}
+    constraints: list[Name] = []
+    outputs: Outputs = Outputs()
+    expect: list[Expectation] = []
+    matrix: dict[str, list[SweepValue]] = Field({}, max_length=8)
+    steps: list[Step] = Field([], max_length=64)
+    seed: int = Field(0, ge=0, lt=2**63)
+    description: Prose | None = None
+    rationale: Prose | None = None
+    created_at: str | None = Field(None, max_length=64)
+
+    @model_validator(mode="after")
+    def _shape(self) -> Spec:
+        if (self.type == "study") != bool(self.steps):
+            raise ValueError("a study has steps and nothing else has: use `type: study` together with `steps:`")
+        if self.type == "study" and (self.matrix or self.variables):
+            raise ValueError("a study's variables and matrix belong to its steps")
+        names = [step.name for step in self.steps]
+        for index, step in enumerate(self.steps):
+            if step.name in names[:index]:
+                raise ValueError(f"two steps are named '{step.name}'")
+            for role, reference in step.inputs.items():
+                if reference.startswith("@") and reference[1:] not in names[:index]:
+                    raise ValueError(f"step '{step.name}' takes {role} from '{reference}', which is no earlier step ({', '.join(names[:index]) or 'none'})")
+        if self.type != "study" and any(reference.startswith("@") for reference in self.inputs.values()):
+            raise ValueError("`@step` inputs exist only inside a study")
+        for key, values in self.matrix.items():
+            if not values:
+                raise ValueError(f"matrix.{key} is empty")
+        return self
+
+    @property
+    def is_study(self) -> bool:
+        """Whether this is a study."""
+        return self.type == "study"
+
+    @property
+    def is_sweep(self) -> bool:
+        """Whether this is a sweep: one parent, a child for each cell."""
+        return bool(self.matrix)
+
+    def sha256(self) -> str:
+        """Return the digest of what is asked: the canonical JSON without the id and the date."""
+        return sha256_json(self.model_dump(mode="json", exclude={"id", "created_at"}))
+
+    def step_spec(self, step: Step) -> Spec:
+        """Return a study's step as a spec of its own."""
+        own = step.model_dump(exclude={"name"}, exclude_none=True)
+        inherited = {"subject": self.subject, "hypothesis": self.hypothesis, "seed": self.seed}
+        return Spec.model_validate({**{k: v for k, v in inherited.items() if v is not None}, **own})
+
+    def cells(self) -> Iterator[tuple[dict[str, SweepValue], Spec]]:
+        """Yield each cell of a sweep with its spec. A key is `seed`, `subject`, `feature_id` or a path below `variables`."""
+        base = self.model_dump(exclude={"matrix", "id"}, exclude_none=True)
+        for values in itertools.product(*self.matrix.values()):
+            cell = dict(zip(self.matrix, values, strict=True))
+            data: dict[str, Any] = {**base, "variables": _deep_copy(base["variables"])}
+            for key, value in cell.items():
+                _assign(data, key, value)
+            yield cell, Spec.model_validate(data)
+
+
+def _deep_copy(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _deep_copy(item) for key, item in value.items()}
+    return [_deep_copy(item) for item in value] if isinstance(value, list) else value
+
+
+def _assign(data: dict[str, Any], key: str, value: SweepValue) -> None:
+    if key in {"seed", "subject", "feature_id"} or key.startswith("inputs."):
+        target, leaf = (data["inputs"], key.removeprefix("inputs.")) if key.startswith("inputs.") else (data, key)
+    else:
+        path = key.removeprefix("variables.").split(".")
+        target = data["variables"]
+        for part in path[:-1]:
+            target = target.setdefault(part, {})
+            if not isinstance(target, dict):
+                raise ValueError(f"matrix key '{key}' goes through '{part}', which is not a block")
+        leaf = path[-1]
+    target[leaf] = value
+
+
+def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Return nested blocks as dotted names; lists and scalars stay as they are.
+
+    >>> flatten({"a": {"b": 1}, "c": [2]})
+    {'a.b': 1, 'c': [2]}
+    """
+    if not isinstance(value, dict) or not value:
+        return {prefix: value} if prefix else {}
+    flat: dict[str, Any] = {}
+    for key, item in value.items():
+        flat.update(flatten(item, f"{prefix}.{key}" if prefix else str(key)))
+    return flat
+
+
+def slug(text: str) -> str:
+    """Return a text as a file or model name: `[a-z0-9._-]`, at most 64 characters."""
+    return re.sub(r"[^a-z0-9._-]+", "-", text.lower()).strip("-")[:64] or "x"

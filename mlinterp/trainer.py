@@ -1,0 +1,168 @@
+"""The one place that builds a Lightning Trainer, and the one way a fit survives being killed.
+
+Lightning drives the loop; it owns neither our run (no logger of its own) nor our persistence. A fit is a `ResumableModule`:
+its whole state is named tensors, its data are a pure function of the step, and one Lightning `training_step` runs a chunk of
+inner steps, so that the loop's overhead is paid once a chunk. `fit` writes a checkpoint after each `checkpoint_every` steps and,
+called again on the same folder, goes on from the newest one to the same bits.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+
+from mlinterp.errors import VerificationError
+from mlinterp.io.digests import sha256_json
+from mlinterp.io.tensors import load_tensors, save_tensors
+from mlinterp.progress import Reporter, Task
+
+
+class ResumableModule(pl.LightningModule, ABC):
+    """A fit whose state is `tensors()` and whose step k depends on (state, k) only.
+
+    Attributes:
+        stage: prefix of its step metrics and name of its bar, such as `sae_fit`.
+        total_steps: how many inner steps there are.
+        step: how many are done.
+    """
+
+    stage: str
+    total_steps: int
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.step = 0
+
+    @abstractmethod
+    def fingerprint(self) -> Mapping[str, Any]:
+        """Return what must be equal for a checkpoint to fit (JSON values)."""
+
+    @abstractmethod
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the whole training state by name: weights, optimizer moments, counters."""
+
+    @abstractmethod
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take over a state that `tensors` returned."""
+
+    @abstractmethod
+    def inner_step(self, step: int) -> Mapping[str, float | Tensor]:
+        """Do optimizer step `step` and return numbers to log. Scalars may stay tensors: only the last step of a chunk is read."""
+
+    def configure_optimizers(self) -> None:
+        """Leave optimizers to `inner_step`."""
+
+    def training_step(self, chunk: range) -> None:
+        """Run the inner steps of one chunk."""
+        latest: Mapping[str, float | Tensor] = {}
+        for step in chunk:
+            latest = self.inner_step(step)
+            self.step = step + 1
+        self.latest = {name: float(value) for name, value in latest.items()}
+
+
+class _Chunks:
+    """The inner steps still to do, in ranges that end on every multiple of `size`."""
+
+    def __init__(self, start: int, stop: int, size: int) -> None:
+        self.ranges = [range(max(start, low), min(low + size, stop)) for low in range(start - start % size, stop, size)]
+
+    def __len__(self) -> int:
+        return len(self.ranges)
+
+    def __iter__(self) -> Iterator[range]:
+        return iter(self.ranges)
+
+
+class _Report(pl.Callback):
+    def __init__(self, reporter: Reporter, task: Task) -> None:
+        self.reporter, self.task = reporter, task
+
+    def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, chunk: range, batch_idx: int) -> None:
+        assert isinstance(module, ResumableModule)
+        self.reporter.metrics({f"{module.stage}/{name}": value for name, value in module.latest.items()}, step=module.step)
+        note = "  ".join(f"{name} {value:.4g}" for name, value in list(module.latest.items())[:3])
+        self.task.advance(len(chunk), note)
+
+
+class _Checkpoint(pl.Callback):
+    def __init__(self, folder: Path, every: int) -> None:
+        self.folder, self.every = folder, every
+        self.saved: list[Path] = []
+
+    def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, chunk: range, batch_idx: int) -> None:
+        assert isinstance(module, ResumableModule)
+        if module.step % self.every and module.step != module.total_steps:
+            return
+        meta = {"step": module.step, "fingerprint": sha256_json(module.fingerprint())}
+        self.saved.append(save_tensors(self.folder / f"step-{module.step:09d}.safetensors", module.tensors(), meta))
+        while len(self.saved) > 2:
+            self.saved.pop(0).unlink(missing_ok=True)
+
+
+def build_trainer(callbacks: list[pl.Callback] | None = None) -> pl.Trainer:
+    """Return a Trainer that drives and does nothing else: no logger, no checkpoints, no bars, no summary of its own."""
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", message=r".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=r".*`configure_optimizers` returned `None`.*")
+    warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\).*")
+    return pl.Trainer(
+        accelerator="auto",
+        devices=1,
+        max_epochs=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        callbacks=callbacks or [],
+    )
+
+
+def fit(module: ResumableModule, folder: Path, reporter: Reporter, chunk: int = 10, checkpoint_every: int = 200) -> None:
+    """Train a module to its last step, from the newest checkpoint in `folder` where there is one.
+
+    `checkpoint_every` is rounded to a multiple of `chunk`. Raises VerificationError for a damaged checkpoint with no older one
+    to fall back on, and for one that another fit wrote.
+    """
+    every = max(chunk, checkpoint_every - checkpoint_every % chunk)
+    checkpoint = _Checkpoint(folder, every)
+    checkpoint.saved = sorted(folder.glob("step-*.safetensors"))
+    _resume(module, checkpoint.saved)
+    with reporter.task(module.stage, module.total_steps) as task:
+        task.advance(module.step)
+        if module.step < module.total_steps:
+            trainer = build_trainer([_Report(reporter, task), checkpoint])
+            trainer.fit(module, train_dataloaders=_Chunks(module.step, module.total_steps, chunk))
+
+
+def _resume(module: ResumableModule, saved: list[Path]) -> None:
+    while saved:
+        try:
+            tensors, meta = load_tensors(saved[-1])
+        except VerificationError:
+            if len(saved) == 1:
+                raise
+            saved.pop().unlink()
+            continue
+        if meta["fingerprint"] != sha256_json(module.fingerprint()):
+            raise VerificationError(f"{saved[-1]}: belongs to another fit (its settings, data or code differ); remove the folder to start over")
+        module.restore(tensors)
+        module.step = int(meta["step"])
+        return
+
+
+def predict(module: pl.LightningModule, batches: Any) -> None:
+    """Drive a module's `predict_step` over batches; what it computes it keeps itself."""
+    with torch.no_grad():
+        build_trainer().predict(module, dataloaders=batches, return_predictions=False)
