@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
+from mlinterp.errors import SpecError
 from mlinterp.io.digests import sha256_json
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
@@ -125,8 +126,6 @@ class Spec(Frozen):
             for role, reference in step.inputs.items():
                 if reference.startswith("@") and reference[1:] not in names[:index]:
                     raise ValueError(f"step '{step.name}' takes {role} from '{reference}', which is no earlier step ({', '.join(names[:index]) or 'none'})")
-        if self.type != "study" and any(reference.startswith("@") for reference in self.inputs.values()):
-            raise ValueError("`@step` inputs exist only inside a study")
         for key, values in self.matrix.items():
             if not values:
                 raise ValueError(f"matrix.{key} is empty")
@@ -141,6 +140,17 @@ class Spec(Frozen):
     def is_sweep(self) -> bool:
         """Whether this is a sweep: one parent, a child for each cell."""
         return bool(self.matrix)
+
+    def require_standalone(self) -> None:
+        """Refuse `@step` inputs on a spec that is no step of a study."""
+        for role, reference in self.inputs.items():
+            if reference.startswith("@"):
+                raise SpecError(f"'{reference}' names a step, and this spec is no study", field=f"inputs.{role}", allowed="`latest`, `run:ID` or `models:/NAME@alias`")
+
+    def subject_names(self) -> set[str]:
+        """Return every subject that this spec, its steps or its cells name."""
+        swept = [value for value in self.matrix.get("subject", []) if isinstance(value, str)]
+        return {name for name in [self.subject, *swept, *(step.subject for step in self.steps)] if name}
 
     def sha256(self) -> str:
         """Return the digest of what is asked: the canonical JSON without the id and the date."""

@@ -12,8 +12,9 @@ import logging
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
 import torch
@@ -23,6 +24,13 @@ from mlinterp.errors import VerificationError
 from mlinterp.io.digests import sha256_json
 from mlinterp.io.tensors import load_tensors, save_tensors
 from mlinterp.progress import Reporter, Task
+
+
+class Chunk(NamedTuple):
+    """Inner steps `start` to `stop - 1`."""
+
+    start: int
+    stop: int
 
 
 class ResumableModule(pl.LightningModule, ABC):
@@ -61,37 +69,37 @@ class ResumableModule(pl.LightningModule, ABC):
     def configure_optimizers(self) -> None:
         """Leave optimizers to `inner_step`."""
 
-    def training_step(self, chunk: range) -> None:
+    def training_step(self, chunk: Chunk) -> None:
         """Run the inner steps of one chunk."""
         latest: Mapping[str, float | Tensor] = {}
-        for step in chunk:
+        for step in range(*chunk):
             latest = self.inner_step(step)
             self.step = step + 1
         self.latest = {name: float(value) for name, value in latest.items()}
 
 
 class _Chunks:
-    """The inner steps still to do, in ranges that end on every multiple of `size`."""
+    """The inner steps still to do, in chunks that end on every multiple of `size`."""
 
     def __init__(self, start: int, stop: int, size: int) -> None:
-        self.ranges = [range(max(start, low), min(low + size, stop)) for low in range(start - start % size, stop, size)]
+        self.chunks = [Chunk(max(start, low), min(low + size, stop)) for low in range(start - start % size, stop, size)]
 
     def __len__(self) -> int:
-        return len(self.ranges)
+        return len(self.chunks)
 
-    def __iter__(self) -> Iterator[range]:
-        return iter(self.ranges)
+    def __iter__(self) -> Iterator[Chunk]:
+        return iter(self.chunks)
 
 
 class _Report(pl.Callback):
     def __init__(self, reporter: Reporter, task: Task) -> None:
         self.reporter, self.task = reporter, task
 
-    def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, chunk: range, batch_idx: int) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, chunk: Chunk, batch_idx: int) -> None:
         assert isinstance(module, ResumableModule)
         self.reporter.metrics({f"{module.stage}/{name}": value for name, value in module.latest.items()}, step=module.step)
         note = "  ".join(f"{name} {value:.4g}" for name, value in list(module.latest.items())[:3])
-        self.task.advance(len(chunk), note)
+        self.task.advance(chunk.stop - chunk.start, note)
 
 
 class _Checkpoint(pl.Callback):
@@ -99,7 +107,7 @@ class _Checkpoint(pl.Callback):
         self.folder, self.every = folder, every
         self.saved: list[Path] = []
 
-    def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, chunk: range, batch_idx: int) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, chunk: Chunk, batch_idx: int) -> None:
         assert isinstance(module, ResumableModule)
         if module.step % self.every and module.step != module.total_steps:
             return
@@ -109,24 +117,34 @@ class _Checkpoint(pl.Callback):
             self.saved.pop(0).unlink(missing_ok=True)
 
 
-def build_trainer(callbacks: list[pl.Callback] | None = None) -> pl.Trainer:
-    """Return a Trainer that drives and does nothing else: no logger, no checkpoints, no bars, no summary of its own."""
+SAID_ELSEWHERE = (
+    r".*does not have many workers.*",
+    r".*configure_optimizers` returned `None`.*",
+    r".*isinstance\(treespec, LeafSpec\).*",
+    r".*predict returned None.*",
+)
+"""Lightning's warnings about what this module does on purpose."""
+
+
+@contextmanager
+def _driving(callbacks: list[pl.Callback]) -> Iterator[pl.Trainer]:
+    """Yield a Trainer that drives and does nothing else: no logger, no checkpoints, no bars, no summary of its own."""
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", message=r".*does not have many workers.*")
-    warnings.filterwarnings("ignore", message=r".*`configure_optimizers` returned `None`.*")
-    warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\).*")
-    return pl.Trainer(
-        accelerator="auto",
-        devices=1,
-        max_epochs=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        callbacks=callbacks or [],
-    )
+    with warnings.catch_warnings():
+        for message in SAID_ELSEWHERE:
+            warnings.filterwarnings("ignore", message=message)
+        yield pl.Trainer(
+            accelerator="auto",
+            devices=1,
+            max_epochs=1,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            callbacks=callbacks,
+        )
 
 
 def fit(module: ResumableModule, folder: Path, reporter: Reporter, chunk: int = 10, checkpoint_every: int = 200) -> None:
@@ -142,8 +160,8 @@ def fit(module: ResumableModule, folder: Path, reporter: Reporter, chunk: int = 
     with reporter.task(module.stage, module.total_steps) as task:
         task.advance(module.step)
         if module.step < module.total_steps:
-            trainer = build_trainer([_Report(reporter, task), checkpoint])
-            trainer.fit(module, train_dataloaders=_Chunks(module.step, module.total_steps, chunk))
+            with _driving([_Report(reporter, task), checkpoint]) as trainer:
+                trainer.fit(module, train_dataloaders=_Chunks(module.step, module.total_steps, chunk))
 
 
 def _resume(module: ResumableModule, saved: list[Path]) -> None:
@@ -164,5 +182,5 @@ def _resume(module: ResumableModule, saved: list[Path]) -> None:
 
 def predict(module: pl.LightningModule, batches: Any) -> None:
     """Drive a module's `predict_step` over batches; what it computes it keeps itself."""
-    with torch.no_grad():
-        build_trainer().predict(module, dataloaders=batches, return_predictions=False)
+    with _driving([]) as trainer, torch.no_grad():
+        trainer.predict(module, dataloaders=batches, return_predictions=False)

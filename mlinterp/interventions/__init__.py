@@ -1,0 +1,1 @@
+"""Interventions: policies that edit activations, the controls beside them, and what they do to the answer."""

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mlinterp.errors import VerificationError
 from mlinterp.io.atomic import write_bytes, write_json
-from mlinterp.io.digests import sha256_bytes, sha256_file
+from mlinterp.io.digests import sha256_arrays, sha256_bytes, sha256_file
 
 
 def digest_file(path: Path) -> Path:
@@ -51,8 +51,6 @@ def load_tensors(path: Path, sha256: str | None = None) -> tuple[dict[str, Tenso
 
 def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
     """Return the content digest of named tensors."""
-    from mlinterp.io.digests import sha256_arrays
-
     return sha256_arrays({name: _bits(tensor) for name, tensor in tensors.items()})
 
 

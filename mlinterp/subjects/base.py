@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 
 from mlinterp.errors import SpecError, unknown
+from mlinterp.io.digests import sha256_json
+from mlinterp.io.tensors import tensors_digest
 
 IGNORED = -100
 """Target value of a position that is not scored."""
@@ -56,6 +58,10 @@ class Batch:
     def scored(self) -> Tensor:
         """True where the prediction counts, bool `[batch, pos]`."""
         return self.targets != IGNORED
+
+    def to(self, device: torch.device | str) -> Batch:
+        """Return the batch on a device."""
+        return Batch(self.ids, self.inputs.to(device), self.targets.to(device), self.mask.to(device))
 
 
 @dataclass(frozen=True)
@@ -98,6 +104,9 @@ class Objective(Protocol):
 
     module: torch.nn.Module
     """The parameters being trained."""
+
+    optimizer: Mapping[str, Any]
+    """`lr, betas, weight_decay, warmup_steps` and optionally `grad_clip`, `ema`."""
 
     def loss(self, step: int) -> tuple[Tensor, Mapping[str, float]]:
         """Return the loss of optimizer step `step` and numbers to log. May update the carry."""
@@ -160,6 +169,10 @@ class Subject(ABC):
     @abstractmethod
     def token_text(self, token: int) -> str:
         """Return a token as people read it."""
+
+    def digest(self) -> str:
+        """Return the SHA-256 of the configuration and every weight: equal digests mean equal behaviour."""
+        return sha256_json({"config": dict(self.config), "weights": tensors_digest(self.model.state_dict())})
 
     def objective(self, options: Mapping[str, Any], seed: int) -> Objective:
         """Return how this subject is trained. Raises SpecError where it cannot be."""

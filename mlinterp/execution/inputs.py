@@ -1,0 +1,72 @@
+"""From what a spec says (`@trace`, `latest`, `run:…`, `models:/NAME@candidate`) to files at hand, verified."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from mlinterp.errors import SpecError, VerificationError, unknown
+from mlinterp.execution.session import Place, Session
+from mlinterp.experiments.base import Experiment, ResolvedInput
+from mlinterp.io.digests import sha256_json
+from mlinterp.spec import Spec
+
+FILES: Mapping[str, tuple[str, ...]] = {
+    "subject": ("subject/",),
+    "trace": ("trace.jsonl", "states"),
+    "sae": ("sae.", "cfg.json", "sae_metrics.json"),
+}
+"""Which artifacts of a run make up each role."""
+
+
+def check_roles(spec: Spec, experiment: Experiment) -> None:
+    """Refuse inputs that the experiment type does not take, and the lack of those it needs."""
+    for role in spec.inputs:
+        if role not in experiment.inputs:
+            raise unknown(f"inputs.{role}", role, experiment.inputs, what=f"input of {experiment.type}")
+    for role, required in experiment.inputs.items():
+        if required and role not in spec.inputs:
+            raise SpecError(f"{experiment.type} needs a {role}", field=f"inputs.{role}", allowed="`@step` of a study, `latest`, `run:ID` or `models:/NAME@alias`")
+    if experiment.needs_subject and spec.subject is None:
+        raise SpecError(f"{experiment.type} needs a subject", field="subject", allowed="a name from project.yaml")
+
+
+def resolve(spec: Spec, session: Session, place: Place) -> dict[str, ResolvedInput]:
+    """Return every input of a spec as verified files."""
+    resolved = dict(place.given)
+    for role, reference in spec.inputs.items():
+        if role not in resolved:
+            resolved[role] = _resolve_one(role, reference, spec, session, place)
+    return resolved
+
+
+def _resolve_one(role: str, reference: str, spec: Spec, session: Session, place: Place) -> ResolvedInput:
+    from mlinterp.tracking import queries, registry
+
+    if reference.startswith("models:/"):
+        model = registry.resolve_model(session.store, reference)
+        return ResolvedInput(reference, model.path, model.digest, model.run_id, model.model_id)
+    if reference.startswith("@"):
+        run_id = place.outputs[reference[1:]].run_id
+    elif reference == "latest":
+        found = queries.latest(session.store, session.experiment_id, role, spec.subject)
+        if found is None:
+            raise SpecError(f"no finished run has produced a {role} for '{spec.subject}' yet", field=f"inputs.{role}", allowed="run one first, or name a run")
+        run_id = found
+    else:
+        run_id = queries.run_by_prefix(session.store, reference.removeprefix("run:")).info.run_id
+    return from_run(role, reference, run_id, session)
+
+
+def from_run(role: str, reference: str, run_id: str, session: Session) -> ResolvedInput:
+    """Return what a finished run holds for a role. Raises VerificationError, naming the file, where an artifact is damaged."""
+    from mlinterp.tracking import queries
+
+    manifest = queries.manifest(session.store, run_id)
+    wanted = FILES.get(role, (role,))
+    files = {name: entry for name, entry in manifest["files"].items() if name.startswith(wanted)}
+    if not files:
+        raise VerificationError(f"run {run_id[:12]} holds no {role} (its artifacts: {', '.join(sorted(manifest['files'])[:12])})")
+    path = queries.fetch(session.store, run_id, sorted(files), session.workspace / ".mlinterp" / "cache" / run_id)
+    digest = sha256_json({name: entry["content_digest"] for name, entry in files.items()})
+    return ResolvedInput(reference, Path(path), digest, run_id, queries.model_of(session.store, run_id))

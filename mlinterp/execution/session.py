@@ -1,0 +1,84 @@
+"""What all runs of one command share: the project, the store, who listens, and whether answers may be reused."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mlinterp.execution.summary import RunSummary
+from mlinterp.experiments.base import ResolvedInput
+from mlinterp.progress import Reporter
+from mlinterp.project import Project
+
+if TYPE_CHECKING:
+    from mlinterp.tracking.store import Store
+
+
+@dataclass(frozen=True)
+class Session:
+    """One command's surroundings.
+
+    Attributes:
+        project: where names come from.
+        store: where runs go.
+        experiment_id: the MLflow experiment of the project.
+        reporter: who listens to progress.
+        again: whether to compute even what an earlier run already answered.
+        threads: how many threads torch may use; float32 sums depend on it, so it is part of a run's identity.
+    """
+
+    project: Project
+    store: Store
+    experiment_id: str
+    reporter: Reporter
+    again: bool = False
+    threads: int = 1
+
+    @classmethod
+    def open(cls, project: Project, reporter: Reporter, *, again: bool = False, experiment_id: str | None = None) -> Session:
+        """Open the project's store; runs whose process died are closed first."""
+        from mlinterp.tracking.lease import reconcile
+        from mlinterp.tracking.store import open_store
+
+        reconcile(project.workspace)
+        store = open_store(project.workspace)
+        experiment = experiment_id or os.environ.get("MLFLOW_EXPERIMENT_ID") or store.experiment_id(project.name)
+        threads = int(os.environ.get("MLINTERP_THREADS") or min(os.cpu_count() or 1, 4))
+        return cls(project, store, experiment, reporter, again, threads)
+
+    @property
+    def workspace(self) -> Path:
+        """The folder that holds the store and what runs leave behind."""
+        return self.project.workspace
+
+    def workdir(self, run_id: str) -> Path:
+        """Return the durable folder of a run; gone once the run is finished."""
+        return self.workspace / ".mlinterp" / "runs" / run_id
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a run stands among others.
+
+    Attributes:
+        parent: the run that contains it.
+        label: its name there: a step's, or a cell's.
+        outputs: the steps before it, by name.
+        given: inputs that are already at hand, by role.
+        run_id: the run to go on with, where it was interrupted.
+        document: the spec as it was written, and the suffix of its file.
+    """
+
+    parent: str | None = None
+    label: str | None = None
+    outputs: Mapping[str, RunSummary] = field(default_factory=dict)
+    given: Mapping[str, ResolvedInput] = field(default_factory=dict)
+    run_id: str | None = None
+    document: tuple[bytes, str] | None = None
+
+    def child(self, parent: str, label: str, outputs: Mapping[str, RunSummary] | None = None, run_id: str | None = None) -> Place:
+        """Return the place of a child."""
+        return replace(self, parent=parent, label=label, outputs=outputs or {}, given={}, run_id=run_id, document=None)

@@ -1,0 +1,127 @@
+"""`trace`: capture activations at hook points (and recurrent steps) into `trace.jsonl` and `states.npy`."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from mlinterp.experiments.base import Context, Experiment, Variables
+from mlinterp.result import ExperimentResult, Figure
+from mlinterp.spec import Frozen
+
+
+class ExampleChoice(Frozen):
+    """Which examples of a subject are used."""
+
+    split: Literal["train", "validation", "test"] = Field("test", description="split they come from")
+    n: int = Field(256, ge=1, le=10_000_000, description="how many (fewer where the split is smaller)")
+    seed: int = Field(0, ge=0, description="seed of their choice")
+    options: dict[str, Any] = Field({}, description="further choices of this kind of subject, such as score_next for text")
+
+
+class TraceVariables(Variables):
+    """What is captured."""
+
+    sites: list[str] = Field(min_length=1, max_length=64, description="hook points, such as z_L, blocks.2.resid_post or module:transformer.h.2.mlp")
+    examples: ExampleChoice = Field(ExampleChoice(), description="which examples are traced")
+    granularity: Literal["sup", "cycle", "latent"] = Field(
+        "latent", description="recurrent subjects: every evaluation (latent), the last of each cycle, or the last of each supervision step (sup)"
+    )
+    sup_steps: list[int] | None = Field(None, description="recurrent subjects: only these supervision steps; negative ones count from the end")
+    predictions: bool | None = Field(
+        None, description="finish the forward pass and record answers; by default only for recurrent subjects, others stop after the last hook"
+    )
+    on_nonfinite: Literal["error", "drop"] = Field("error", description="what to do with a NaN or infinite activation")
+    batch_size: int = Field(32, ge=1, le=4096, description="examples a forward pass; part of the digest, since batch size changes float32 results")
+    shard_mib: int = Field(2048, ge=1, description="states beyond this size are split into numbered shards, in MiB")
+    states_file: bool = Field(True, description="write states.npy; otherwise each row carries its states (small traces only)")
+
+
+def run(context: Context) -> ExperimentResult:
+    """Capture, assemble, read back once to prove that the files are sound, and summarise."""
+    from mlinterp.tracing.capture import capture
+    from mlinterp.tracing.dataset import TraceDataset
+    from mlinterp.tracing.selection import select_addresses
+
+    variables: TraceVariables = context.variables
+    subject = context.load_subject()
+    addresses = select_addresses(subject, variables.sites, variables.granularity, variables.sup_steps)
+    choice = variables.examples
+    examples = subject.examples(choice.split, choice.n, choice.seed, **choice.options)
+    recurrent = addresses[0].sup_step is not None
+    predictions = recurrent if variables.predictions is None else variables.predictions
+    done = capture(
+        subject,
+        examples,
+        addresses,
+        context.workdir,
+        context.reporter,
+        header={
+            "run_id": context.spec.sha256()[:16],
+            "seed": context.seed,
+            "task": str(subject.config.get("task", subject.config.get("data", subject.kind))),
+            "split": choice.split,
+            "granularity": variables.granularity,
+            "intervention": None,
+        },
+        batch_size=variables.batch_size,
+        predictions=predictions,
+        on_nonfinite=variables.on_nonfinite,
+        shard_bytes=variables.shard_mib * 2**20,
+        inline=not variables.states_file,
+    )
+    return _summary(TraceDataset.load(context.workdir), done.files, done.dropped)
+
+
+def _summary(trace: Any, files: list[str], dropped: int) -> ExperimentResult:
+    result = ExperimentResult(files=files)
+    steps = trace.steps
+    result.metrics = {"trace/n_states": float(len(trace)), "trace/n_examples": float(trace.header["n_examples"]), "trace/d": float(trace.header["D"])}
+    keys = ["site", "sup_step", "cycle", "latent_step"]
+    rows = []
+    for address, group in steps.groupby(keys, dropna=False, sort=False):
+        row = {key: (None if value is None or value != value else value) for key, value in zip(keys, address, strict=True)}
+        row = {key: int(value) if isinstance(value, float) else value for key, value in row.items()}
+        exact, acc = group["exact"].dropna().astype(float), group["token_acc"].dropna().astype(float)
+        rows.append(
+            {
+                "evaluation": len(rows),
+                **row,
+                "states": int(group["state_count"].sum()),
+                "norm": group["norm"].mean(),
+                "residual": group["residual"].astype(float).mean(),
+                "token_acc": acc.mean() if len(acc) else None,
+                "exact": exact.mean() if len(exact) else None,
+                "q_halt": group["q_halt"].astype(float).mean(),
+            }
+        )
+    result.add_table("evaluations", rows, description="Each traced evaluation, averaged over examples: norm of the state, relative change since the site's evaluation before, and the answer where one was read out.")
+    answered = [row for row in rows if row["exact"] is not None]
+    if answered:
+        result.metrics["trace/exact"] = float(answered[-1]["exact"])
+        result.metrics["trace/token_acc"] = float(answered[-1]["token_acc"])
+    if len(answered) > 1:
+        result.add_table("answers", answered, columns=["sup_step", "exact", "token_acc", "q_halt"], description="The answer read out after each supervision step.")
+        result.figures.append(
+            Figure(name="answers", table="answers", kind="line", x="sup_step", y=["exact", "token_acc"], title="Answer after each supervision step", x_label="supervision step", y_label="share right")
+        )
+    if any(row["residual"] == row["residual"] and row["residual"] is not None for row in rows):
+        result.figures.append(
+            Figure(name="residuals", table="evaluations", kind="line", x="evaluation", y=["residual"], series="site", title="How far each evaluation moves the state", x_label="evaluation", y_label="|h − h_prev| / |h_prev|", log_y=True)
+        )
+    result.diagnostics.n_contexts_tested = int(trace.header["n_examples"])
+    if dropped:
+        result.diagnostics.warnings.append(f"{dropped} states were NaN or infinite and left out")
+    return result
+
+
+EXPERIMENT = Experiment(
+    type="trace",
+    summary="Capture activations at hook points (and recurrent steps) into trace.jsonl and states.npy.",
+    Variables=TraceVariables,
+    run=run,
+    inputs={"subject": False},
+    produces="trace",
+    example={"subject": "NAME", "variables": {"sites": ["z_L", "z_H"], "examples": {"split": "test", "n": 256}}},
+)

@@ -1,0 +1,249 @@
+"""From declared blocks to arms: every edit that will be run, each once, and which of them belong to which intervention."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from mlinterp.determinism import derive_seed, numpy_stream
+from mlinterp.errors import ExperimentError, SpecError, unknown
+from mlinterp.interventions.addressing import label, resolve_addresses
+from mlinterp.interventions.controls import derangement, matched_latents, random_latents
+from mlinterp.interventions.declared import InterventionBlock
+from mlinterp.interventions.policies import (
+    AblateFeatures,
+    ClampFeatures,
+    InterventionPolicy,
+    PatchFeatures,
+    PatchStates,
+    RandomDirection,
+    Reconstruct,
+    ScaleFeatures,
+    Steer,
+)
+from mlinterp.interventions.statistics import LatentMeter, Place
+from mlinterp.subjects.base import Examples, Subject
+
+SELF = "self"
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One edit at one place, from one source: one forward pass for each batch."""
+
+    policy: InterventionPolicy
+    place: Place
+    source: str | None = None
+
+
+@dataclass(frozen=True)
+class Intervention:
+    """An arm that the spec asks for, and its controls.
+
+    Attributes:
+        id: its name in reports and files.
+        block: what was declared.
+        latents: the latents it edits; empty for whole activations.
+        place_label: where, such as `z_L(s*,c0,i2)`.
+        arm: its arm.
+        controls: arms of each kind of control.
+    """
+
+    id: str
+    block: InterventionBlock
+    latents: tuple[int, ...]
+    place_label: str
+    arm: int
+    controls: Mapping[str, tuple[int, ...]]
+
+
+@dataclass
+class Plan:
+    """Everything that will be run.
+
+    Attributes:
+        interventions: in the order declared.
+        arms: each edit once, whoever needs it.
+        sources: name of a source assignment to each example's source, by index.
+        warnings: what could not be done as asked.
+    """
+
+    interventions: list[Intervention] = field(default_factory=list)
+    arms: list[Arm] = field(default_factory=list)
+    sources: dict[str, np.ndarray] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+
+    def identities(self) -> set[int]:
+        """Return the arms that must change nothing."""
+        return {arm for intervention in self.interventions for arm in intervention.controls["identity"]}
+
+
+class Planner:
+    """Turns blocks into a plan.
+
+    Args:
+        subject: what is studied.
+        examples: the examples that will be run.
+        meters: measures latents on `examples` and on a train sample, under those names; None without an SAE.
+        sae_site: the SAE's site, the default place; None without an SAE.
+        d_sae: number of latents.
+        controls: draws of each random control.
+        seed: of every draw.
+    """
+
+    def __init__(
+        self,
+        subject: Subject,
+        examples: Examples,
+        *,
+        on_examples: LatentMeter | None,
+        on_train: LatentMeter | None,
+        sae_site: str | None,
+        d_sae: int,
+        controls: int,
+        seed: int,
+    ) -> None:
+        self.subject, self.examples, self.on_examples, self.on_train = subject, examples, on_examples, on_train
+        self.sae_site, self.d_sae, self.controls, self.seed = sae_site, d_sae, controls, seed
+        self._plan, self._index = Plan(), dict[Arm, int]()
+
+    def plan(self, blocks: Sequence[InterventionBlock], feature_id: int | None) -> Plan:
+        """Return the plan. Raises SpecError for anything that does not fit the subject, the SAE or the examples."""
+        places = [self._place(block, index) for index, block in enumerate(blocks)]
+        self._edited = [place for block, place in zip(blocks, places, strict=True) if block.needs_sae]
+        for index, (block, place) in enumerate(zip(blocks, places, strict=True)):
+            name = block.name or f"{block.policy}_{index}"
+            source = self._source(block, index)
+            if block.needs_sae:
+                self._latent_block(name, block, index, place, source, feature_id)
+            else:
+                self._state_block(name, block, place, source)
+        return self._plan
+
+    def _place(self, block: InterventionBlock, index: int) -> Place:
+        site = block.at.site or (self.sae_site if block.needs_sae else None)
+        field_name = f"variables.interventions[{index}].at"
+        if not site:
+            raise SpecError("no site is named", field=f"{field_name}.site", allowed=f"allowed: {', '.join(self.subject.sites)}")
+        positions = "all" if block.at.positions is None else block.at.positions
+        return Place(resolve_addresses(self.subject, block.at, site, field_name), tuple(positions) if isinstance(positions, list) else positions)
+
+    def _source(self, block: InterventionBlock, index: int) -> str | None:
+        if not block.patches:
+            return None
+        if block.source in (None, "shuffled"):
+            return self._shuffled(0)
+        if block.source == SELF:
+            return SELF
+        if block.source not in self.examples.ids:
+            raise unknown(f"variables.interventions[{index}].source", str(block.source), ["shuffled", SELF, *self.examples.ids], what="source example")
+        name = f"example:{block.source}"
+        self._plan.sources[name] = np.full(len(self.examples), self.examples.ids.index(str(block.source)))
+        return name
+
+    def _shuffled(self, draw: int) -> str:
+        if len(self.examples) < 2:
+            raise SpecError("a shuffled source needs at least 2 examples", field="variables.examples.n")
+        name = f"shuffled:{draw}"
+        self._plan.sources[name] = derangement(len(self.examples), numpy_stream(self.seed, "source", draw))
+        return name
+
+    def _arm(self, policy: InterventionPolicy, place: Place, source: str | None = None) -> int:
+        arm = Arm(policy, place, source)
+        if arm not in self._index:
+            self._index[arm] = len(self._plan.arms)
+            self._plan.arms.append(arm)
+        return self._index[arm]
+
+    def _state_block(self, name: str, block: InterventionBlock, place: Place, source: str | None) -> None:
+        policy = PatchStates(block.renorm)
+        controls = {"identity": (self._arm(policy, place, SELF),), **self._common_controls(name, policy, place, source)}
+        self._add(name, block, (), place, self._arm(policy, place, source), controls)
+
+    def _latent_block(self, name: str, block: InterventionBlock, index: int, place: Place, source: str | None, feature_id: int | None) -> None:
+        latents = self._latents(block, index, place, feature_id)
+        groups = [(latent,) for latent in latents] if block.each else [latents]
+        random, matched = self._stand_ins(name, latents, groups)
+        amounts = self._amounts(block, index, {*latents, *(i for chosen in (*random, *(s for m in matched for s in m)) for i in chosen)})
+        identity = PatchFeatures(latents, renorm=block.renorm) if block.patches else ScaleFeatures(latents, 1.0, renorm=block.renorm)
+        shared = {
+            "identity": (self._arm(identity, place, SELF if block.patches else None),),
+            "reconstruct_only": (self._arm(Reconstruct(block.renorm), place),),
+            "random_feature": tuple(self._arm(_policy(block, chosen, amounts), place, source) for chosen in random if set(chosen) <= set(amounts)),
+        }
+        for group, own_matched in zip(groups, matched, strict=True):
+            own_name = f"{name}-l{group[0]}" if block.each else name
+            policy = _policy(block, group, amounts)
+            controls = {
+                **shared,
+                "matched_frequency": tuple(self._arm(_policy(block, c, amounts), place, source) for c in own_matched if set(c) <= set(amounts)),
+                **self._common_controls(own_name, policy, place, source),
+            }
+            self._add(own_name, block, group, place, self._arm(policy, place, source), controls)
+
+    def _common_controls(self, name: str, policy: InterventionPolicy, place: Place, source: str | None) -> dict[str, tuple[int, ...]]:
+        seeds = [derive_seed(self.seed, "direction", name, draw) for draw in range(self.controls)]
+        controls = {"random_direction": tuple(self._arm(RandomDirection(policy, seed, policy.renorm), place, source) for seed in seeds)}
+        if source not in (None, SELF) and len(self.examples) > 2:
+            controls["shuffled_source"] = tuple(self._arm(policy, place, self._shuffled(draw)) for draw in range(1, self.controls + 1))
+        return controls
+
+    def _add(
+        self, name: str, block: InterventionBlock, latents: tuple[int, ...], place: Place, arm: int, controls: Mapping[str, tuple[int, ...]]
+    ) -> None:
+        where = label(place.addresses, self.subject.addresses([place.addresses[0].site]))
+        self._plan.interventions.append(Intervention(name, block, latents, where, arm, controls))
+
+    def _latents(self, block: InterventionBlock, index: int, place: Place, feature_id: int | None) -> tuple[int, ...]:
+        assert self.on_examples is not None
+        field_name = f"variables.interventions[{index}].features"
+        if block.features is None and feature_id is None:
+            raise SpecError(f"{block.policy} names no latent", field=field_name, allowed="give features or the spec's feature_id")
+        if isinstance(block.features, str):
+            mean = self.on_examples.statistics([place]).mean.numpy()
+            order = np.argsort(-mean, kind="stable")[: int(block.features.removeprefix("top:"))]
+            found = tuple(int(latent) for latent in order if mean[latent] > 0)
+            if not found:
+                raise ExperimentError(f"no latent is active on the examples at {place.addresses[0].site}: {block.features} selects nothing")
+            return found
+        latents = tuple(block.features if block.features is not None else [feature_id])  # type: ignore[list-item]
+        for latent in latents:
+            if latent >= self.d_sae:
+                raise SpecError(f"latent {latent} does not exist", field=field_name, allowed=f"this SAE has latents 0-{self.d_sae - 1}")
+        return latents
+
+    def _stand_ins(
+        self, name: str, latents: tuple[int, ...], groups: Sequence[tuple[int, ...]]
+    ) -> tuple[list[tuple[int, ...]], list[list[tuple[int, ...]]]]:
+        """Return the random latents of a block and the density-matched ones of each of its groups."""
+        assert self.on_train is not None
+        density = self.on_train.statistics(self._edited).density.numpy()
+        alive, size = np.flatnonzero(density > 0).tolist(), len(groups[0])
+        random = random_latents(alive, latents, size, self.controls, numpy_stream(self.seed, "random_feature", name))
+        matched = [matched_latents(density, group, latents, self.controls) for group in groups]
+        if len(random) < self.controls:
+            self._plan.warnings.append(
+                f"{name}: only {len(random)} of {self.controls} random-latent and matched-frequency controls: the SAE has {len(alive)} latents "
+                f"that fire on the train sample, {len(latents)} of them tested"
+            )
+        return random, matched
+
+    def _amounts(self, block: InterventionBlock, index: int, latents: set[int]) -> dict[int, float]:
+        """Return what a policy needs to know of each latent; a latent for which it is undefined is left out, or refused where it was asked for."""
+        assert self.on_train is not None
+        ordered = sorted(latents)
+        if block.quantile is not None:
+            amounts = self.on_train.positive_quantiles(self._edited, ordered, block.quantile)
+            asked = f"quantile {block.quantile:g}"
+        elif block.policy == "steer":
+            mean_active = self.on_train.statistics(self._edited).mean_active
+            amounts = {i: float(mean_active[i]) * float(block.strength or 0.0) for i in ordered if mean_active[i] > 0}
+            asked = "its mean activation"
+        elif block.policy == "ablate_features" and block.baseline == "mean":
+            mean = self.on_train.statistics(self._edited).mean
+            return {i: float(mean[i]) for i in ordered}
+        else:
+            return dict.fromkeys(ordered, block.value or 0.0)
+        return amounts

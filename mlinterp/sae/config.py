@@ -1,0 +1,69 @@
+"""What a sparse autoencoder is, and how it is trained: two frozen models, read without torch."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from mlinterp.spec import Frozen
+
+Architecture = Literal["relu-l1", "topk", "batchtopk", "jumprelu"]
+
+_OWN_FIELDS: dict[str, tuple[str, ...]] = {
+    "relu-l1": ("l1",),
+    "topk": ("k",),
+    "batchtopk": ("k",),
+    "jumprelu": ("target_l0", "l0_coefficient", "bandwidth"),
+}
+"""Which settings belong to which activation. Only `k` is needed to run an SAE; the others say how it was trained."""
+
+
+class SAEConfig(Frozen):
+    """The architecture of an SAE and where it reads."""
+
+    d_in: int = Field(ge=1, description="width of the activations")
+    d_sae: int = Field(ge=1, description="number of latents")
+    activation: Architecture = Field(description="nonlinearity between encoder and decoder")
+    k: int | None = Field(None, ge=1, description="topk: active latents a row; batchtopk: active latents a row on average")
+    l1: float | None = Field(None, ge=0, description="relu-l1: weight of the L1 penalty against the squared error of normalized inputs")
+    target_l0: float | None = Field(None, gt=0, description="jumprelu: active latents a row that the penalty aims at")
+    l0_coefficient: float | None = Field(None, ge=0, description="jumprelu: weight of (L0 / target_l0 - 1)^2 against the FVU")
+    bandwidth: float | None = Field(None, gt=0, description="jumprelu: width of the window around the threshold that passes gradients")
+    normalize: bool = Field(True, description="whether inputs were scaled to mean squared norm d_in for the fit")
+    site: str = Field("", max_length=300, description="hook point of the rows it was fitted on")
+    sup_steps: list[int] | None = Field(None, description="recurrent subjects: supervision steps of those rows; all where None")
+    seed: int = Field(0, ge=0, lt=2**63, description="seed of initialisation and data order")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _own_settings_only(cls, data: Any) -> Any:
+        own = _OWN_FIELDS.get(data.get("activation")) if isinstance(data, dict) else None
+        if own is None:
+            return data
+        for field in sorted({name for names in _OWN_FIELDS.values() for name in names}):
+            if data.get(field) is not None and field not in own:
+                raise ValueError(f"{data['activation']} has no '{field}' (it has: {', '.join(own)})")
+        if "k" in own and data.get("k") is None:
+            raise ValueError(f"{data['activation']} needs k")
+        return data
+
+    @model_validator(mode="after")
+    def _k_fits(self) -> SAEConfig:
+        if self.k is not None and self.k > self.d_sae:
+            raise ValueError(f"k is {self.k}, above d_sae {self.d_sae}")
+        return self
+
+
+class FitConfig(Frozen):
+    """How an SAE is trained. The length unit of every loss is the total variance of the training rows, so lr and clipping carry over."""
+
+    steps: int = Field(ge=1, description="optimizer steps")
+    batch_size: int = Field(ge=1, description="rows a step")
+    lr: float = Field(gt=0, description="peak learning rate of Adam")
+    warmup_steps: int = Field(ge=0, description="steps of linear warm-up")
+    decay_fraction: float = Field(ge=0, le=1, description="last share of the steps, in which the learning rate falls linearly to zero")
+    grad_clip: float = Field(gt=0, description="largest global norm of the gradient")
+    dead_after_tokens: int = Field(ge=1, description="a latent silent for this many rows is dead, and revived")
+    aux_k: int | None = Field(None, ge=1, description="topk kinds: dead latents that model the residual; half of d_in where None")
+    aux_coefficient: float = Field(ge=0, description="topk kinds: weight of the dead latents' loss")

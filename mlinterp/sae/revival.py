@@ -1,0 +1,59 @@
+"""Bringing dead latents back.
+
+- TopK and BatchTopK: an auxiliary loss (AuxK, Gao et al. 2024, arXiv 2406.04093, appendix A.2): the dead latents with the largest
+  pre-activations model what the living ones left over.
+- ReLU and JumpReLU: resampling (Bricken et al. 2023, "Towards Monosemanticity", appendix on training): a dead latent starts over
+  from a row that is reconstructed badly.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mlinterp.sae.model import SAE
+
+ENCODER_SHARE = 0.2
+"""Norm of a resampled encoder column, as a share of the living ones' mean norm (Bricken et al.)."""
+
+
+def aux_error(sae: SAE, pre: Tensor, residual: Tensor, dead: Tensor, k: int) -> Tensor:
+    """Return the share of `residual [batch, d_in]` (no gradient) that the top k dead latents of each row leave unexplained.
+
+    The dead latents enter with the sign of their pre-activations `pre [batch, d_sae]`: behind a ReLU, one that is negative on every
+    row would get no gradient and stay dead.
+    """
+    index = dead.nonzero()[:, 0]
+    candidates = pre[:, index]
+    top = candidates.topk(min(k, len(index)), dim=1)
+    acts = torch.zeros_like(candidates).scatter(1, top.indices, top.values)
+    error = (residual - acts @ sae.W_dec[index]).square().sum(dim=1).mean()
+    return error / residual.square().sum(dim=1).mean().clamp_min(torch.finfo(pre.dtype).tiny)
+
+
+@torch.no_grad()
+def resample(sae: SAE, x: Tensor, error: Tensor, dead: Tensor, generator: torch.Generator) -> Tensor:
+    """Start dead latents over from rows of a batch and return which ones were.
+
+    Args:
+        sae: changed in place.
+        x: inputs as the encoder sees them (scaled), `[batch, d_in]`.
+        error: squared reconstruction error of each row, `[batch]`; rows are drawn with probability proportional to its square.
+        dead: bool `[d_sae]`; more dead latents than usable rows wait for another batch.
+        generator: CPU stream of the draw.
+    """
+    centred = x - sae.b_dec
+    chance = (error.square() * (centred.norm(dim=1) > 0)).double().cpu()
+    count = min(int(dead.sum()), int((chance > 0).sum()))
+    latents = dead.nonzero()[:count, 0]
+    if not count:
+        return latents
+    rows = torch.multinomial(chance, count, generator=generator).to(x.device)
+    directions = torch.nn.functional.normalize(centred[rows], dim=1)
+    alive = sae.W_enc.norm(dim=0)[~dead]
+    size = ENCODER_SHARE * (alive.mean() if len(alive) else 1.0)
+    sae.W_dec[latents] = directions
+    sae.W_enc[:, latents] = directions.T * size
+    sae.b_enc[latents] = 0
+    sae.activation.revive(latents)
+    return latents

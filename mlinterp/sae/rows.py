@@ -1,0 +1,60 @@
+"""Rows of activations: where they come from, how they are streamed, and their first moments."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from mlinterp.errors import ExperimentError
+
+BLOCK = 4096
+"""Rows read at a time where every row is looked at once."""
+
+
+class RowSource(Protocol):
+    """Anything that hands out activations by row number; a TraceDataset is one."""
+
+    def rows(self, index: np.ndarray) -> np.ndarray:
+        """Return the chosen rows, float32 `[n, d_in]`."""
+
+
+class Moments(NamedTuple):
+    """First moments of a set of rows, in float64."""
+
+    n: int
+    mean: np.ndarray
+    """`[d_in]`"""
+    mean_square_norm: float
+    """Mean of |h|^2."""
+    variance: float
+    """Total variance: mean of |h - mean|^2."""
+
+
+def blocks(source: RowSource, index: np.ndarray, size: int = BLOCK) -> Iterator[np.ndarray]:
+    """Yield the chosen rows in order as float64 blocks. Raises ExperimentError, naming the row, for a NaN or an infinity."""
+    for start in range(0, len(index), size):
+        chosen = index[start : start + size]
+        block = source.rows(chosen).astype(np.float64)
+        bad = ~np.isfinite(block).all(axis=1)
+        if bad.any():
+            raise ExperimentError(f"row {int(chosen[bad.argmax()])} of the trace holds a value that is not finite")
+        yield block
+
+
+def moments(source: RowSource, index: np.ndarray, size: int = BLOCK) -> Moments:
+    """Return the moments of the chosen rows in one pass (sums are taken around the first row, so a large mean costs no digits)."""
+    if not len(index):
+        raise ExperimentError("there is no row to look at")
+    origin = source.rows(index[:1])[0].astype(np.float64)
+    total, square, raw = np.zeros_like(origin), 0.0, 0.0
+    for block in blocks(source, index, size):
+        moved = block - origin
+        total += moved.sum(axis=0)
+        square += float(np.square(moved).sum())
+        raw += float(np.square(block).sum())
+    n = len(index)
+    shift = total / n
+    variance = max(0.0, square / n - float(shift @ shift))
+    return Moments(n, origin + shift, raw / n, variance)

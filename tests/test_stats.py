@@ -1,0 +1,126 @@
+"""Statistics against scipy, closed forms and cases solved by hand."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats as scipy_stats
+
+from mlinterp.stats import (
+    Interval,
+    benjamini_hochberg,
+    bootstrap_intervals,
+    bootstrap_means,
+    sign_flip_p,
+    t_interval,
+    wilson_interval,
+)
+
+
+def rng(seed: int = 0) -> np.random.Generator:
+    return np.random.default_rng(seed)
+
+
+def test_the_bootstrap_interval_is_scipys_bca_interval_of_the_same_resamples() -> None:
+    values = rng(1).exponential(size=(40, 1))
+    resampled = bootstrap_means(values, 999, rng(2))
+    done = scipy_stats.bootstrap((values[:, 0],), np.mean, n_resamples=999, method="BCa", rng=rng(3))
+    done.bootstrap_distribution = resampled[:, 0]
+    expected = scipy_stats.bootstrap((values[:, 0],), np.mean, n_resamples=0, method="BCa", bootstrap_result=done).confidence_interval
+    (got,) = bootstrap_intervals(values, 999, rng=rng(2))
+    assert got.estimate == pytest.approx(values.mean(), rel=1e-12)
+    assert (got.low, got.high) == pytest.approx((expected.low, expected.high), rel=1e-9)
+
+
+def test_bootstrap_means_have_the_mean_and_spread_that_theory_gives() -> None:
+    values = rng(4).normal(2.0, 3.0, size=(50, 1))
+    means = bootstrap_means(values, 20_000, rng(5))
+    assert means.mean() == pytest.approx(values.mean(), abs=0.02)
+    assert means.std() == pytest.approx(values.std() / math.sqrt(50), rel=0.03)
+
+
+def test_columns_share_their_resamples_so_a_shifted_column_has_a_shifted_interval() -> None:
+    values = rng(6).normal(size=(30, 1))
+    first, second = bootstrap_intervals(np.hstack([values, values + 5.0]), 500, rng=rng(7))
+    assert second == pytest.approx([x + 5.0 for x in first], abs=1e-9)
+
+
+def test_resamples_do_not_depend_on_how_many_are_drawn_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = rng(8).normal(size=(25, 2))
+    whole = bootstrap_means(values, 300, rng(9))
+    monkeypatch.setattr("mlinterp.stats._BLOCK", 25 * 7)
+    np.testing.assert_allclose(bootstrap_means(values, 300, rng(9)), whole, rtol=1e-12)
+
+
+def test_a_column_that_never_varies_has_an_interval_of_width_zero_and_one_row_has_none() -> None:
+    assert bootstrap_intervals(np.zeros((12, 1)), 100, rng=rng()) == [Interval(0.0, 0.0, 0.0)]
+    (single,) = bootstrap_intervals(np.array([[3.0]]), 100, rng=rng())
+    assert single.estimate == 3.0
+    assert math.isnan(single.low)
+    assert math.isnan(single.high)
+
+
+def test_the_bootstrap_interval_covers_a_skewed_mean_about_as_often_as_it_says() -> None:
+    draws = rng(10).exponential(size=(60, 400))
+    covered = [low <= 1.0 <= high for _, low, high in bootstrap_intervals(draws, 600, rng=rng(11))]
+    assert np.mean(covered) > 0.89
+
+
+def test_non_finite_or_misshapen_differences_are_refused() -> None:
+    for bad in (np.array([[1.0], [np.nan]]), np.array([1.0, 2.0]), np.empty((0, 1))):
+        with pytest.raises(ValueError, match="finite"):
+            bootstrap_intervals(bad, 10, rng=rng())
+
+
+def test_sign_flip_p_of_three_equal_signs_is_two_patterns_of_eight() -> None:
+    assert sign_flip_p(np.array([[1.0], [2.0], [3.0]]), rng=rng()).tolist() == [2 / 8]
+    assert sign_flip_p(np.array([[1.0], [-1.0]]), rng=rng()).tolist() == [1.0]
+
+
+def test_the_exact_sign_flip_p_is_scipys() -> None:
+    values = rng(12).normal(0.4, 1.0, size=9)
+    expected = scipy_stats.permutation_test((values,), np.mean, permutation_type="samples", n_resamples=np.inf).pvalue
+    assert sign_flip_p(values[:, None], rng=rng())[0] == pytest.approx(expected, abs=1e-12)
+
+
+def test_the_monte_carlo_p_is_near_the_exact_one_and_never_zero() -> None:
+    values = rng(13).normal(0.5, 1.0, size=(12, 1))
+    exact = sign_flip_p(values, rng=rng())
+    assert sign_flip_p(values, 4000, rng=rng(14)) == pytest.approx(exact, abs=0.03)
+    assert sign_flip_p(np.ones((200, 1)), 999, rng=rng(15)).tolist() == [1 / 1000]
+    assert sign_flip_p(np.zeros((200, 1)), 99, rng=rng(16)).tolist() == [1.0]
+
+
+def test_sign_flip_p_is_uniform_when_nothing_is_there() -> None:
+    p = sign_flip_p(rng(17).normal(size=(40, 600)), 999, rng=rng(18))
+    assert np.mean(p <= 0.05) == pytest.approx(0.05, abs=0.03)
+    assert np.mean(p <= 0.5) == pytest.approx(0.5, abs=0.07)
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=30))
+@settings(max_examples=100, deadline=None)
+def test_benjamini_hochberg_is_scipys(p: list[float]) -> None:
+    np.testing.assert_allclose(benjamini_hochberg(np.array(p)), scipy_stats.false_discovery_control(p), atol=1e-12)
+
+
+def test_the_t_interval_is_the_textbook_one() -> None:
+    values = np.array([1.0, 2.0, 3.0, 4.0])
+    mean, low, high = t_interval(values)
+    half = 3.182446305284263 * math.sqrt(5 / 3) / 2  # t(0.975, 3) s / sqrt n
+    assert (mean, low, high) == pytest.approx((2.5, 2.5 - half, 2.5 + half), rel=1e-12)
+    assert math.isnan(t_interval(np.array([7.0])).low)
+
+
+def test_the_wilson_interval_solves_its_defining_equation() -> None:
+    share, low, high = wilson_interval(8, 10)
+    z = 1.959963984540054
+    assert share == 0.8
+    for bound in (low, high):
+        assert abs(0.8 - bound) == pytest.approx(z * math.sqrt(bound * (1 - bound) / 10), rel=1e-9)
+    assert wilson_interval(0, 5).low == 0.0
+    with pytest.raises(ValueError, match="6 successes of 5"):
+        wilson_interval(6, 5)
