@@ -27,7 +27,9 @@ def resolve_addresses(subject: Subject, at: At, site: str, field: str = "at") ->
             chosen = _from_either_end(wanted, known, f"{field}.{plural}", site)
             kept = [address for address in kept if getattr(address, axis) in chosen]
     if not kept:
-        raise SpecError(f"no evaluation of {site} has all of these numbers together", field=field, allowed=f"there are: {_listed(existing)}")
+        raise SpecError(
+            f"no evaluation of {site} has all of these numbers together", field=field, allowed=f"there are: {_listed(existing)}"
+        )
     return tuple(kept)
 
 
@@ -36,7 +38,9 @@ def _from_either_end(wanted: Sequence[int], known: list[int], field: str, site: 
     if not known:
         raise SpecError(f"{site} is not evaluated along this axis", field=field, allowed="leave it out")
     if not chosen <= set(known):
-        raise SpecError(f"{list(wanted)} selects evaluations of {site} that do not exist", field=field, allowed=f"allowed: {known[0]} to {known[-1]}")
+        raise SpecError(
+            f"{list(wanted)} selects evaluations of {site} that do not exist", field=field, allowed=f"allowed: {known[0]} to {known[-1]}"
+        )
     return chosen
 
 

@@ -18,7 +18,9 @@ MATCHED = ("random_feature", "matched_frequency", "random_direction")
 """Controls of equal size: the effect that any such edit has."""
 
 
-def random_latents(alive: Sequence[int], excluded: Collection[int], size: int, draws: int, rng: np.random.Generator) -> list[tuple[int, ...]]:
+def random_latents(
+    alive: Sequence[int], excluded: Collection[int], size: int, draws: int, rng: np.random.Generator
+) -> list[tuple[int, ...]]:
     """Return up to `draws` sets of `size` alive latents outside `excluded`, no latent twice over all sets."""
     pool = rng.permutation(np.array(sorted(set(alive) - set(excluded)), dtype=np.int64)).tolist()
     return [tuple(sorted(pool[start : start + size])) for start in range(0, len(pool) - size + 1, size)][:draws]

@@ -38,20 +38,29 @@ class InterventionBlock(Frozen):
     """One policy at one place; with `each`, one intervention for every latent."""
 
     policy: PolicyName = Field(description="what is done to the activations")
+    name: str | None = Field(
+        None, pattern=r"^[a-z0-9][a-z0-9_.-]{0,39}$", description="its name in results; policy and number where left out"
+    )
     features: list[Annotated[int, Field(ge=0)]] | TopK | None = Field(
         None, description="latents by number, or top:K by mean activation on the examples; the spec's feature_id where left out"
     )
     each: bool = Field(True, description="test every latent alone (true) or all of them jointly (false)")
     baseline: Literal["zero", "mean"] = Field("zero", description="ablate_features: the value put in place")
     value: float | None = Field(None, description="clamp_features: to this value")
-    quantile: float | None = Field(None, ge=0, le=1, description="clamp_features: to this quantile of the latent's positive train activations")
+    quantile: float | None = Field(
+        None, ge=0, le=1, description="clamp_features: to this quantile of the latent's positive train activations"
+    )
     scale: float | None = Field(None, description="clamp_features: to this multiple of the latent's own activation")
     strength: float | None = Field(None, description="steer: added, in units of the latent's mean positive train activation")
     source: str | None = Field(
-        None, max_length=200, description="patching: shuffled (another example for each, drawn by seed; the default), self, or an example's id"
+        None,
+        max_length=200,
+        description="patching: shuffled (another example for each, drawn by seed; the default), self, or an example's id",
     )
     at: At = Field(At(), description="where")
-    mode: Literal["delta", "reconstruct"] = Field("delta", description="add the change to the activation, or replace it by the SAE's reconstruction")
+    mode: Literal["delta", "reconstruct"] = Field(
+        "delta", description="add the change to the activation, or replace it by the SAE's reconstruction"
+    )
     renorm: Literal["none", "rms"] = Field("none", description="rms: give each edited row back the root mean square it had")
 
     @property

@@ -86,7 +86,8 @@ class Planner:
     Args:
         subject: what is studied.
         examples: the examples that will be run.
-        meters: measures latents on `examples` and on a train sample, under those names; None without an SAE.
+        on_examples: measures latents on `examples`; None without an SAE.
+        on_train: measures latents on a train sample, whose statistics policies and controls use; None without an SAE.
         sae_site: the SAE's site, the default place; None without an SAE.
         d_sae: number of latents.
         controls: draws of each random control.
@@ -128,7 +129,9 @@ class Planner:
         if not site:
             raise SpecError("no site is named", field=f"{field_name}.site", allowed=f"allowed: {', '.join(self.subject.sites)}")
         positions = "all" if block.at.positions is None else block.at.positions
-        return Place(resolve_addresses(self.subject, block.at, site, field_name), tuple(positions) if isinstance(positions, list) else positions)
+        return Place(
+            resolve_addresses(self.subject, block.at, site, field_name), tuple(positions) if isinstance(positions, list) else positions
+        )
 
     def _source(self, block: InterventionBlock, index: int) -> str | None:
         if not block.patches:
@@ -138,7 +141,9 @@ class Planner:
         if block.source == SELF:
             return SELF
         if block.source not in self.examples.ids:
-            raise unknown(f"variables.interventions[{index}].source", str(block.source), ["shuffled", SELF, *self.examples.ids], what="source example")
+            raise unknown(
+                f"variables.interventions[{index}].source", str(block.source), ["shuffled", SELF, *self.examples.ids], what="source example"
+            )
         name = f"example:{block.source}"
         self._plan.sources[name] = np.full(len(self.examples), self.examples.ids.index(str(block.source)))
         return name
@@ -159,32 +164,35 @@ class Planner:
 
     def _state_block(self, name: str, block: InterventionBlock, place: Place, source: str | None) -> None:
         policy = PatchStates(block.renorm)
-        controls = {"identity": (self._arm(policy, place, SELF),), **self._common_controls(name, policy, place, source)}
+        controls = {"identity": (self._arm(policy, place, SELF),), **self._common_controls(policy, place, source, ())}
         self._add(name, block, (), place, self._arm(policy, place, source), controls)
 
-    def _latent_block(self, name: str, block: InterventionBlock, index: int, place: Place, source: str | None, feature_id: int | None) -> None:
+    def _latent_block(
+        self, name: str, block: InterventionBlock, index: int, place: Place, source: str | None, feature_id: int | None
+    ) -> None:
         latents = self._latents(block, index, place, feature_id)
         groups = [(latent,) for latent in latents] if block.each else [latents]
         random, matched = self._stand_ins(name, latents, groups)
-        amounts = self._amounts(block, index, {*latents, *(i for chosen in (*random, *(s for m in matched for s in m)) for i in chosen)})
+        amounts = self._amounts(block, latents, {i for chosen in [*random, *(s for sets in matched for s in sets)] for i in chosen})
         identity = PatchFeatures(latents, renorm=block.renorm) if block.patches else ScaleFeatures(latents, 1.0, renorm=block.renorm)
         shared = {
             "identity": (self._arm(identity, place, SELF if block.patches else None),),
             "reconstruct_only": (self._arm(Reconstruct(block.renorm), place),),
-            "random_feature": tuple(self._arm(_policy(block, chosen, amounts), place, source) for chosen in random if set(chosen) <= set(amounts)),
+            "random_feature": tuple(self._arm(_policy(block, chosen, amounts), place, source) for chosen in random),
         }
-        for group, own_matched in zip(groups, matched, strict=True):
-            own_name = f"{name}-l{group[0]}" if block.each else name
+        for group, stand_ins in zip(groups, matched, strict=True):
             policy = _policy(block, group, amounts)
             controls = {
                 **shared,
-                "matched_frequency": tuple(self._arm(_policy(block, c, amounts), place, source) for c in own_matched if set(c) <= set(amounts)),
-                **self._common_controls(own_name, policy, place, source),
+                "matched_frequency": tuple(self._arm(_policy(block, chosen, amounts), place, source) for chosen in stand_ins),
+                **self._common_controls(policy, place, source, group),
             }
-            self._add(own_name, block, group, place, self._arm(policy, place, source), controls)
+            self._add(f"{name}-l{group[0]}" if block.each else name, block, group, place, self._arm(policy, place, source), controls)
 
-    def _common_controls(self, name: str, policy: InterventionPolicy, place: Place, source: str | None) -> dict[str, tuple[int, ...]]:
-        seeds = [derive_seed(self.seed, "direction", name, draw) for draw in range(self.controls)]
+    def _common_controls(
+        self, policy: InterventionPolicy, place: Place, source: str | None, latents: tuple[int, ...]
+    ) -> dict[str, tuple[int, ...]]:
+        seeds = [derive_seed(self.seed, "direction", *latents, "draw", draw) for draw in range(self.controls)]
         controls = {"random_direction": tuple(self._arm(RandomDirection(policy, seed, policy.renorm), place, source) for seed in seeds)}
         if source not in (None, SELF) and len(self.examples) > 2:
             controls["shuffled_source"] = tuple(self._arm(policy, place, self._shuffled(draw)) for draw in range(1, self.controls + 1))
@@ -221,7 +229,7 @@ class Planner:
         assert self.on_train is not None
         density = self.on_train.statistics(self._edited).density.numpy()
         alive, size = np.flatnonzero(density > 0).tolist(), len(groups[0])
-        random = random_latents(alive, latents, size, self.controls, numpy_stream(self.seed, "random_feature", name))
+        random = random_latents(alive, latents, size, self.controls, numpy_stream(self.seed, "random_feature"))
         matched = [matched_latents(density, group, latents, self.controls) for group in groups]
         if len(random) < self.controls:
             self._plan.warnings.append(
@@ -230,20 +238,40 @@ class Planner:
             )
         return random, matched
 
-    def _amounts(self, block: InterventionBlock, index: int, latents: set[int]) -> dict[int, float]:
-        """Return what a policy needs to know of each latent; a latent for which it is undefined is left out, or refused where it was asked for."""
+    def _amounts(self, block: InterventionBlock, asked: Sequence[int], stand_ins: set[int]) -> dict[int, float]:
+        """Return each latent's value, baseline or added amount, as far as the policy has one.
+
+        Raises ExperimentError where it is undefined for a latent that was asked for.
+        """
         assert self.on_train is not None
-        ordered = sorted(latents)
+        latents = sorted({*asked, *stand_ins})
         if block.quantile is not None:
-            amounts = self.on_train.positive_quantiles(self._edited, ordered, block.quantile)
-            asked = f"quantile {block.quantile:g}"
-        elif block.policy == "steer":
+            amounts = self.on_train.positive_quantiles(self._edited, latents, block.quantile)
+        elif block.strength is not None:
             mean_active = self.on_train.statistics(self._edited).mean_active
-            amounts = {i: float(mean_active[i]) * float(block.strength or 0.0) for i in ordered if mean_active[i] > 0}
-            asked = "its mean activation"
-        elif block.policy == "ablate_features" and block.baseline == "mean":
+            amounts = {i: float(mean_active[i]) * block.strength for i in latents if mean_active[i] > 0}
+        elif block.baseline == "mean":
             mean = self.on_train.statistics(self._edited).mean
-            return {i: float(mean[i]) for i in ordered}
+            amounts = {i: float(mean[i]) for i in latents}
         else:
-            return dict.fromkeys(ordered, block.value or 0.0)
+            amounts = dict.fromkeys(latents, block.value or 0.0)
+        silent = [latent for latent in asked if latent not in amounts]
+        if silent:
+            raise ExperimentError(
+                f"latent {silent[0]} never fires on the train sample, so {block.policy} has no scale for it; give clamp_features a value"
+            )
         return amounts
+
+
+def _policy(block: InterventionBlock, latents: tuple[int, ...], amounts: Mapping[int, float]) -> InterventionPolicy:
+    """Return the policy that a block means for some latents."""
+    values = tuple(amounts[latent] for latent in latents)
+    if block.policy == "patch_features":
+        return PatchFeatures(latents, block.mode, block.renorm)
+    if block.policy == "steer":
+        return Steer(latents, values, block.mode, block.renorm)
+    if block.policy == "clamp_features":
+        if block.scale is not None:
+            return ScaleFeatures(latents, block.scale, block.mode, block.renorm)
+        return ClampFeatures(latents, values, block.mode, block.renorm)
+    return AblateFeatures(latents, values if block.baseline == "mean" else None, block.mode, block.renorm)

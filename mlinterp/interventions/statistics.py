@@ -89,7 +89,9 @@ class LatentMeter:
         sites = {address.site for address in wanted}
         last = [address for address in self.subject.addresses(sites) if address in wanted][-1]
         for batch in self.examples.batches(self.batch_size):
-            rows = {address: torch.stack([self.subject.positions(batch, p) for p in chosen]).any(dim=0) for address, chosen in wanted.items()}
+            rows = {
+                address: torch.stack([self.subject.positions(batch, p) for p in chosen]).any(dim=0) for address, chosen in wanted.items()
+            }
 
             def read(address: Address, h: Tensor, rows: Mapping[Address, Tensor] = rows) -> Tensor:
                 if address in rows:

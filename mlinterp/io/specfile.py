@@ -29,6 +29,7 @@ from mlinterp.io.digests import sha256_bytes
 
 MAX_BYTES = 256 * 1024
 MAX_DEPTH = 32
+MAX_KEY_PARTS = 8
 FieldPath = tuple[str | int, ...]
 
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -43,7 +44,7 @@ _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 _NOT_FINITE = re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
 _JSON_TOKEN = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{}:,\n]|[^\s\[\]{}:,"]+', re.DOTALL)
 _JSON_CONSTANTS = {"null": None, "true": True, "false": False}
-_TOML_LONG_KEY = re.compile(rf"""(?<![\w-])(?:(?:[\w-]+|"[^"\n]*"|'[^'\n]*')[ \t]*\.[ \t]*){{{MAX_DEPTH}}}""")
+_TOML_LONG_KEY = re.compile(rf"""(?<![\w-])(?:(?:[\w-]+|"[^"\n]*"|'[^'\n]*')[ \t]*\.[ \t]*){{{MAX_KEY_PARTS}}}""")
 _TOML_NAME = re.compile(r"""[\w."' \t-]+""")
 
 
@@ -298,7 +299,9 @@ def _json_scalar(token: str, line: int) -> Any:
 def _read_toml(text: str, builder: _Builder) -> None:
     long_key = _TOML_LONG_KEY.search(text)
     if long_key:
-        raise SpecError(f"a key of more than {MAX_DEPTH} parts", line=text.count("\n", 0, long_key.start()) + 1)
+        raise SpecError(
+            f"a key of more than {MAX_KEY_PARTS} parts", allowed="use tables, such as [a.b]", line=text.count("\n", 0, long_key.start()) + 1
+        )
     try:
         data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -306,7 +309,9 @@ def _read_toml(text: str, builder: _Builder) -> None:
         raise SpecError(f"not valid TOML: {str(error).split(' (at ')[0]}", line=int(place.group(1)) if place else None) from None
     except RecursionError:
         raise SpecError(f"nested deeper than {MAX_DEPTH} levels") from None
-    known = dict(_toml_lines(text))
+    known: dict[FieldPath, int] = {}
+    for place_of, number in _toml_lines(text):
+        known.setdefault(place_of, number)
 
     def walk(value: Any, path: FieldPath) -> None:
         builder.line = known.get(path, builder.line)
@@ -342,12 +347,10 @@ def _toml_lines(text: str) -> Iterator[tuple[FieldPath, int]]:
             if line.startswith("[["):
                 counts[table] = counts.get(table, -1) + 1
                 table = (*table, counts[table])
-            yield table, number
-        else:
             path = table
-            for part in _toml_names(name, {}):
-                path = (*path, part)
-                yield path, number
+        else:
+            path = (*table, *_toml_names(name, {}))
+        yield from ((path[:length], number) for length in range(1, len(path) + 1))
 
 
 def _toml_names(dotted: str, counts: Mapping[FieldPath, int]) -> FieldPath:

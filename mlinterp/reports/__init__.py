@@ -1,0 +1,1 @@
+"""Reports: a result, a study or a sweep as figures, markdown and HTML."""

@@ -134,7 +134,7 @@ class SAEModule(ResumableModule):
             sae.activation.after_step(acts)
             active = acts != 0
             self.silent = torch.where(active.any(dim=0), 0, self.silent + len(x))
-            self._resample(x, error.square().sum(dim=1), step)
+            self._resample(x, pre, error.square().sum(dim=1), step)
             dead = (self.silent >= self.settings.dead_after_tokens).double().mean()
             return {"fvu": fvu.detach(), "l0": active.sum() / len(x), "frac_dead": dead, "loss": loss.detach()}
 
@@ -178,13 +178,18 @@ class SAEModule(ResumableModule):
         )
         sae.W_dec /= sae.W_dec.norm(dim=1, keepdim=True)
 
-    def _resample(self, x: Tensor, error: Tensor, step: int) -> None:
-        """Start dead latents over once in each window of `dead_after_tokens` rows, until the learning rate begins to fall."""
+    def _resample(self, x: Tensor, pre: Tensor, error: Tensor, step: int) -> None:
+        """Start dead latents over once in each window of `dead_after_tokens` rows, until the learning rate begins to fall.
+
+        With AuxK only those that are negative on every row: no gradient reaches them.
+        """
         settings = self.settings
         window = -(-settings.dead_after_tokens // settings.batch_size)
-        if self.config.k is not None or (step + 1) % window or step >= settings.steps * (1 - settings.decay_fraction):
+        if (step + 1) % window or step >= settings.steps * (1 - settings.decay_fraction):
             return
         dead = self.silent >= settings.dead_after_tokens
+        if self.config.k is not None:
+            dead &= (pre <= 0).all(dim=0)
         revived = resample(self.sae, x, error, dead, torch_stream(self.config.seed, "sae", "resample", step))
         self.silent[revived] = 0
         for kind in ("mean", "square"):

@@ -29,7 +29,7 @@ class HookPoint(NamedTuple):
     module: str
     """Path below the model, as `named_modules` spells it."""
     side: Side = "output"
-    index: int = 0
+    element: int = 0
     """Which element, where the module takes or returns several."""
 
 

@@ -33,7 +33,7 @@ class HookedSubject(Subject):
         name: the subject's name in its project.
         model: put into evaluation mode; its parameters are frozen, so a forward pass records gradients only from an activation
             for which a tap asks them.
-        sites: name to hook point, or to `(module path, "input" | "output" | "stream")`, or with the element's index as a third
+        sites: name to hook point, or to `(module path, "input" | "output" | "stream")`, or with the element's number as a third
             (see `HookPoint`). The activation is `[batch, pos, d]`.
         examples: the examples of each split; one `Examples` alone stands for every split.
         call: returns the logits `[batch, pos, vocab]` of a batch; `model(batch.inputs)` unless given.
@@ -59,7 +59,9 @@ class HookedSubject(Subject):
         self.model = model.eval().requires_grad_(False)
         self.call = call or (lambda batch: model(batch.inputs))
         self.points = {site: HookPoint(*point) for site, point in sites.items()}
-        self.splits: Mapping[str, Examples] = dict.fromkeys(("train", "validation", "test"), examples) if isinstance(examples, Examples) else dict(examples)
+        self.splits: Mapping[Split, Examples] = (
+            dict.fromkeys(("train", "validation", "test"), examples) if isinstance(examples, Examples) else dict(examples)
+        )
         self._surveys: dict[frozenset[str], dict[str, int]] = {}
         if vocab is None:
             with torch.no_grad():
@@ -126,7 +128,9 @@ class HookedSubject(Subject):
 
     def _no_site(self, site: str) -> SpecError:
         allowed = f"allowed: {', '.join(self.points)} or {RAW}PATH"
-        return SpecError(f"hook point '{site}' is not in '{self.name}'", field="hook_point", allowed=allowed, nearest=nearest(site, self.points))
+        return SpecError(
+            f"hook point '{site}' is not in '{self.name}'", field="hook_point", allowed=allowed, nearest=nearest(site, self.points)
+        )
 
     def _survey(self, sites: Collection[str]) -> dict[str, int]:
         """Return d at each site, in order of evaluation, as one forward pass over the smallest input shows them."""
@@ -136,7 +140,9 @@ class HookedSubject(Subject):
 
             def look(address: Address, h: Tensor) -> Tensor:
                 if address.site in widths:
-                    raise SpecError(f"hook point '{address.site}' is evaluated more than once in a forward pass of '{self.name}'", field="hook_point")
+                    raise SpecError(
+                        f"hook point '{address.site}' is evaluated more than once in a forward pass of '{self.name}'", field="hook_point"
+                    )
                 widths[address.site] = h.shape[-1]
                 return h
 
@@ -185,17 +191,17 @@ class _Visit:
 def _install(module: nn.Module, point: HookPoint, visit: _Visit) -> torch.utils.hooks.RemovableHandle:
     def after(_module: nn.Module, _args: Any, output: Any) -> Any:
         several = isinstance(output, tuple)
-        value = output if not several else output[point.index] if point.index < len(output) else None
+        value = output if not several else output[point.element] if point.element < len(output) else None
         edited = visit(value)
         if edited is value:
             return None
-        return (*output[: point.index], edited, *output[point.index + 1 :]) if several else edited
+        return (*output[: point.element], edited, *output[point.element + 1 :]) if several else edited
 
     def before(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         values = [*args, *kwargs.values()]
-        if point.index >= len(values):
+        if point.element >= len(values):
             raise SpecError(f"hook point '{visit.site}': '{point.module}' is called with {len(values)} arguments", field="hook_point")
-        value = values[point.index]
+        value = values[point.element]
         if point.side == "stream":
             # A tap that keeps its argument for a gradient must not see it change; its own copy then stands in the graph.
             edited = visit(value.clone() if getattr(value, "requires_grad", False) else value)
@@ -205,7 +211,7 @@ def _install(module: nn.Module, point: HookPoint, visit: _Visit) -> torch.utils.
         edited = visit(value)
         if edited is value:
             return None
-        values[point.index] = edited
+        values[point.element] = edited
         return tuple(values[: len(args)]), dict(zip(kwargs, values[len(args) :], strict=True))
 
     if point.side == "output":

@@ -1,8 +1,8 @@
 """How a project declares a Hugging Face subject. Reading it needs neither torch nor transformers.
 
-    kind: huggingface
-    source: {config: {model_type: gpt2, n_layer: 4, n_embd: 192, n_head: 3}}
-    data: {kind: text, root: "python:stdlib", context: 128, tokenizer: {train_bpe: {vocab_size: 1024}}}
+kind: huggingface
+source: {config: {model_type: gpt2, n_layer: 4, n_embd: 192, n_head: 3}}
+data: {kind: text, root: "python:stdlib", context: 128, tokenizer: {train_bpe: {vocab_size: 1024}}}
 """
 
 from __future__ import annotations
@@ -22,16 +22,22 @@ class _Declared(BaseModel):
 class Hub(_Declared):
     """A model on the hub, pinned to one commit."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,95}(/[A-Za-z0-9][A-Za-z0-9_.-]{0,95})?$", description="such as openai-community/gpt2")
+    name: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,95}(/[A-Za-z0-9][A-Za-z0-9_.-]{0,95})?$", description="such as openai-community/gpt2"
+    )
     revision: str = Field(pattern=r"^[0-9a-f]{40}$", description="the commit, in full: a branch or tag moves")
 
 
 class Source(_Declared):
     """Where the model comes from: exactly one of the three."""
 
-    path: str | None = Field(None, description="local folder with config.json and *.safetensors, relative to the project's folder or absolute")
+    path: str | None = Field(
+        None, description="local folder with config.json and *.safetensors, relative to the project's folder or absolute"
+    )
     hub: Hub | None = Field(None, description="a model on the hub")
-    config: dict[str, Any] | None = Field(None, description="`model_type` and its transformers configuration: random weights, to be trained")
+    config: dict[str, Any] | None = Field(
+        None, description="`model_type` and its transformers configuration: random weights, to be trained"
+    )
 
     @model_validator(mode="after")
     def _one(self) -> Source:
@@ -61,7 +67,7 @@ class TextData(_Declared):
 
     kind: Literal["text"]
     root: str = Field(description=f"folder relative to the project's, or {PYTHON_STDLIB}")
-    include: str = Field("*.py", min_length=1, description="pattern that a file's name must match, at any depth")
+    include: str = Field("*.py", pattern=r"^[^/\\]+$", description="pattern that a file's name must match, at any depth")
     context: int = Field(128, ge=2, le=1_048_576, description="tokens a context")
     tokenizer: TrainedTokenizer | Literal["pretrained"] = Field("pretrained", description="the model's own, or one trained here")
     validation: float = Field(0.05, ge=0, le=0.5, description="share of files held out to score a fit")
@@ -90,5 +96,7 @@ class HuggingFaceConfig(_Declared):
         if trained and self.source.config is None:
             raise ValueError("a tokenizer trained here fits only a model trained here: use `tokenizer: pretrained` with path or hub")
         if not trained and self.source.config is not None:
-            raise ValueError("a model from a config has no tokenizer of its own: use text data with `tokenizer: {train_bpe: {vocab_size: …}}`")
+            raise ValueError(
+                "a model from a config has no tokenizer of its own: use text data with `tokenizer: {train_bpe: {vocab_size: …}}`"
+            )
         return self

@@ -81,7 +81,11 @@ class Texts:
         """Return every token whose text is one of the strings, leaving surrounding space aside. Raises SpecError where one has none."""
         for string in strings:
             if string not in self._by_text:
-                raise SpecError(f"no token reads '{string}'", field="examples.score_next", allowed="each string must be one token of the subject's tokenizer")
+                raise SpecError(
+                    f"no token reads '{string}'",
+                    field="examples.score_next",
+                    allowed="each string must be one token of the subject's tokenizer",
+                )
         return sorted(token for string in strings for token in self._by_text[string])
 
 
@@ -109,29 +113,40 @@ def load_texts(data: TextData | PromptData, root: Path, pretrained: Tokenizer | 
     tokenizer = Tokenizer.from_str(meta["tokenizer"])
     contexts = tensors["contexts"].long()
     targets = torch.full_like(contexts, IGNORED)
-    prefix, suffix = _special(tokenizer)
+    prefix, suffix = affixes(tokenizer)
     scored = slice(max(0, len(prefix) - 1), contexts.shape[1] - len(suffix) - 1)
     targets[:, scored] = contexts[:, 1:][:, scored]
     splits: dict[Split, Examples] = {}
     for split in get_args(Split):
         rows = [row for row, name in enumerate(meta["ids"]) if split_of(name.rpartition(":")[0], data.validation, data.test) == split]
-        splits[split] = Examples(tuple(meta["ids"][row] for row in rows), contexts[rows], targets[rows], torch.ones(len(rows), data.context, dtype=torch.bool))
+        splits[split] = Examples(
+            tuple(meta["ids"][row] for row in rows), contexts[rows], targets[rows], torch.ones(len(rows), data.context, dtype=torch.bool)
+        )
     return Texts(tokenizer, splits, held_out=True, sha256=key)
 
 
 def python_stdlib() -> list[Document]:
     """Return the source files of the running interpreter's standard library, without tests, tables and installed packages."""
     folder = Path(sysconfig.get_paths()["stdlib"])
-    return [document for document in read_folder(folder, "*.py", skip=_NO_SOURCE | _TABLES) if not document.name.startswith("_sysconfigdata")]
+    return [
+        document for document in read_folder(folder, "*.py", skip=_NO_SOURCE | _TABLES) if not document.name.startswith("_sysconfigdata")
+    ]
 
 
 def read_folder(folder: Path, include: str, skip: Iterable[str] = ()) -> list[Document]:
-    """Return the files below a folder whose names match, by name; bytes that are no UTF-8 become U+FFFD."""
+    """Return the files below a folder whose names match, by name; bytes that are no UTF-8 become U+FFFD.
+
+    Folders named in `skip` are left out, and so are links to files outside.
+    """
     if not folder.is_dir():
         raise EnvironmentFault(f"text folder '{folder}' does not exist")
-    hidden = set(skip)
+    hidden, home = set(skip), folder.resolve()
     paths = sorted((path.relative_to(folder) for path in folder.rglob(include)), key=lambda path: path.as_posix())
-    kept = [path for path in paths if not hidden & set(path.parts) and (folder / path).is_file()]
+    kept = [
+        path
+        for path in paths
+        if not hidden & set(path.parts) and (folder / path).is_file() and (folder / path).resolve().is_relative_to(home)
+    ]
     if not kept:
         raise SpecError(f"no file below '{folder}' matches '{include}'", field="data.include")
     return [Document(path.as_posix(), (folder / path).read_text(encoding="utf-8", errors="replace")) for path in kept]
@@ -152,7 +167,9 @@ def train_bpe(texts: Iterable[str], settings: Bpe) -> Tokenizer:
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(steps)
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = trainers.BpeTrainer(vocab_size=settings.vocab_size, special_tokens=[PAD, MASK], initial_alphabet=alphabet, show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=settings.vocab_size, special_tokens=[PAD, MASK], initial_alphabet=alphabet, show_progress=False
+    )
     tokenizer.train_from_iterator(texts, trainer)
     return tokenizer
 
@@ -165,9 +182,9 @@ def score_only(examples: Examples, tokens: Sequence[int]) -> Examples:
     return Examples(batch.ids, batch.inputs, batch.targets.where(scored[kept], IGNORED), batch.mask)
 
 
-def hide(chosen: Chosen, mask_token: int, rng: np.random.Generator, share: float = 0.15) -> Chosen:
-    """Replace a share of the predictable tokens by the mask token and ask for them, as a masked language model is trained (Devlin et al. 2018)."""
-    candidates = chosen.mask & (chosen.inputs != mask_token)
+def hide(chosen: Chosen, mask_token: int, special: Sequence[int], rng: np.random.Generator, share: float = 0.15) -> Chosen:
+    """Replace a share of the tokens that are not special by the mask token and ask for them (Devlin et al. 2018)."""
+    candidates = chosen.mask & ~torch.isin(chosen.inputs, torch.tensor([mask_token, *special]))
     hidden = candidates & torch.from_numpy(rng.random(chosen.inputs.shape) < share)
     return replace(chosen, inputs=chosen.inputs.masked_fill(hidden, mask_token), targets=chosen.inputs.where(hidden, IGNORED))
 
@@ -178,8 +195,10 @@ def _tokenise(documents: list[Document], data: TextData, pretrained: Tokenizer |
         train = [document.text for document in documents if split_of(document.name, data.validation, data.test) == "train"]
         tokenizer = train_bpe(train, data.tokenizer.train_bpe)
     assert tokenizer is not None
-    prefix, suffix = _special(tokenizer)
+    prefix, suffix = affixes(tokenizer)
     body = data.context - len(prefix) - len(suffix)
+    if body < 1:
+        raise SpecError(f"context {data.context} has no room beside the tokenizer's special tokens", field="data.context")
     ids, rows = [], []
     for document in documents:
         tokens = tokenizer.encode(document.text, add_special_tokens=False).ids
@@ -191,8 +210,8 @@ def _tokenise(documents: list[Document], data: TextData, pretrained: Tokenizer |
     return {"contexts": torch.tensor(rows, dtype=torch.int32)}, {"ids": ids, "tokenizer": tokenizer.to_str()}
 
 
-def _special(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
-    """Return the special tokens that the tokenizer puts before and after a text."""
+def affixes(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
+    """Return the special tokens that a tokenizer puts before and after every text."""
     whole, bare = tokenizer.encode("a").ids, tokenizer.encode("a", add_special_tokens=False).ids
     start = next(at for at in range(len(whole)) if whole[at : at + len(bare)] == bare)
     return whole[:start], whole[start + len(bare) :]
@@ -212,7 +231,7 @@ def _prompts(file: Path, tokenizer: Tokenizer) -> Texts:
     if not documents:
         raise SpecError("holds no prompt", file=str(file))
     encoded = [tokenizer.encode(document.text).ids for document in documents]
-    suffix = len(_special(tokenizer)[1])
+    suffix = len(affixes(tokenizer)[1])
     longest = max(len(tokens) for tokens in encoded)
     inputs = torch.zeros(len(encoded), longest, dtype=torch.long)
     targets = torch.full_like(inputs, IGNORED)
@@ -222,5 +241,7 @@ def _prompts(file: Path, tokenizer: Tokenizer) -> Texts:
         targets[row, : len(tokens) - 1 - suffix] = torch.tensor(tokens[1 : len(tokens) - suffix])
         mask[row, : len(tokens)] = True
     examples = Examples(tuple(document.name for document in documents), inputs, targets, mask)
-    digest = sha256_json({"prompts": [[document.name, document.text] for document in documents], "tokenizer": sha256_bytes(tokenizer.to_str().encode())})
+    digest = sha256_json(
+        {"prompts": [[document.name, document.text] for document in documents], "tokenizer": sha256_bytes(tokenizer.to_str().encode())}
+    )
     return Texts(tokenizer, dict.fromkeys(get_args(Split), examples), held_out=False, sha256=digest)

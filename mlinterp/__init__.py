@@ -1,0 +1,38 @@
+"""mlinterp: mechanistic interpretability as a tracked, reproducible MLOps service.
+
+Every interpretability question is a spec; every spec is an MLflow run; every run is evidence for a hypothesis.
+
+    import mlinterp
+
+    summary = mlinterp.run_spec("projects/trm_sudoku/study.yaml")
+    sae = mlinterp.load_sae("models:/trm_sudoku.trm4.z_L@candidate")
+    codes = sae.encode(activations)
+
+Importing this package imports nothing heavy; each name below is loaded when it is first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mlinterp.api import load_sae, load_subject, load_trace, resume_run, run_spec, validate_spec
+    from mlinterp.result import ExperimentResult
+    from mlinterp.spec import Spec
+
+__version__ = "0.1.0"
+
+__all__ = ["ExperimentResult", "Spec", "load_sae", "load_subject", "load_trace", "resume_run", "run_spec", "validate_spec"]
+
+_HOME = {"ExperimentResult": "mlinterp.result", "Spec": "mlinterp.spec"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'mlinterp' has no attribute '{name}'")
+    return getattr(import_module(_HOME.get(name, "mlinterp.api")), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])
