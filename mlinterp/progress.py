@@ -6,7 +6,7 @@ An experiment only knows a `Reporter`. Who listens (a terminal, MLflow, nobody) 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
 
@@ -23,7 +23,7 @@ class Reporter(Protocol):
     def metrics(self, values: Mapping[str, float], step: int) -> None:
         """Record numbers of one step, named `stage/name`."""
 
-    def task(self, description: str, total: float) -> contextmanager[Task]:  # type: ignore[type-arg]
+    def task(self, description: str, total: float) -> AbstractContextManager[Task]:
         """Open a bar of `total` units; use as a context manager."""
 
 

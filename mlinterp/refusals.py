@@ -18,6 +18,7 @@ from pydantic import AliasChoices, BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from mlinterp.errors import SpecError, nearest
+from mlinterp.spec import Name, Reference
 
 _KINDS = {
     "int_type": "an integer",
@@ -37,6 +38,10 @@ _KINDS = {
 }
 _BOUNDS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
 _BOUND_ERRORS = {"greater_than_equal": "ge", "greater_than": "gt", "less_than_equal": "le", "less_than": "lt"}
+_PATTERNS = {
+    typing.get_args(Name)[1].pattern: "a name is 1 to 64 letters, digits, '_', '.' or '-', the first a letter or digit",
+    typing.get_args(Reference)[1].pattern: "an input is @STEP, latest, run:ID (32 hex digits) or models:/NAME@ALIAS or /VERSION",
+}
 _LENGTH_ERRORS = {"too_long", "too_short", "string_too_long", "string_too_short"}
 
 
@@ -51,8 +56,11 @@ def from_validation(error: ValidationError, *, model: type[BaseModel], prefix: s
     found = [_Located(item, *_locate(model, item["loc"])) for item in error.errors(include_url=False)[:100]]
     chosen = _choose(found)
     field = ".".join(part for part in (prefix, ".".join(map(str, chosen.path))) if part)
-    problem, allowed, near = _word(chosen, found)
+    problem, allowed, near = _word(chosen)
     return SpecError(problem, field=field or None, allowed=allowed, nearest=near)
+
+
+_Place = tuple[tuple[str | int, ...], type[BaseModel] | None, Any, list[Any], tuple[int, list[Any]] | None]
 
 
 @dataclass(frozen=True)
@@ -65,7 +73,7 @@ class _Located:
         model: the model whose key the path ends with, where it does.
         annotation: declared type of the value there.
         metadata: its bounds and patterns.
-        union: how many parts of `path` lie above the first union on the way; None without a union.
+        union: the first union on the way: how many parts of `path` lead to it, and its members; None without one.
     """
 
     error: Mapping[str, Any]
@@ -73,7 +81,7 @@ class _Located:
     model: type[BaseModel] | None
     annotation: Any
     metadata: list[Any]
-    union: int | None
+    union: tuple[int, list[Any]] | None
 
     @property
     def type(self) -> str:
@@ -86,20 +94,23 @@ def _choose(found: list[_Located]) -> _Located:
         same_block = [item for item in found if item.type == "extra_forbidden" and item.path[:-1] == first.path[:-1]]
         return same_block[0] if same_block else first
     if first.union is not None:
-        rivals = [item for item in found if item.path[: first.union] == first.path[: first.union]]
+        above = first.path[: first.union[0]]
+        rivals = [item for item in found if item.union is not None and item.path[: item.union[0]] == above]
         return max(rivals, key=lambda item: len(item.path))
     return first
 
 
-def _word(chosen: _Located, found: list[_Located]) -> tuple[str, str | None, str | None]:
+def _word(chosen: _Located) -> tuple[str, str | None, str | None]:
     """Return (problem, allowed, nearest)."""
     kind, context, value = chosen.type, chosen.error.get("ctx") or {}, chosen.error.get("input")
     if kind == "extra_forbidden":
         names = _keys(chosen.model)
+        if chosen.path[-1] in names:
+            return f"'{chosen.path[-1]}' is another name of a key that is given too", "keep one of them", None
         return f"unknown key '{_cut(str(chosen.path[-1]))}'", _listed(names), nearest(str(chosen.path[-1]), names)
     if kind == "missing":
         return "is missing", f"expected {describe(chosen.annotation, chosen.metadata)}", None
-    if kind in {"literal_error", "enum"}:
+    if kind in {"literal_error", "enum"} and not (chosen.union and chosen.union[0] == len(chosen.path)):
         names = [str(_plain(name)) for name in _literals(chosen.annotation)]
         return (
             f"unknown value {shown(value)}",
@@ -114,13 +125,15 @@ def _word(chosen: _Located, found: list[_Located]) -> tuple[str, str | None, str
         if kind == "union_tag_not_found":
             return f"its '{key}' is missing", None, None
         return f"unknown {key} {shown(context['tag'])}", _listed(names), nearest(str(context["tag"]), names)
-    if kind in _KINDS:
-        kinds = dict.fromkeys(_KINDS[item.type] for item in found if item.path == chosen.path and item.type in _KINDS)
-        return f"{shown(value)} is not {_either(kinds)}", _bounds(chosen) or _literal_hint(chosen.annotation), None
+    if kind in _KINDS or kind == "literal_error":
+        if chosen.union is not None and chosen.union[0] == len(chosen.path):
+            return f"{shown(value)} is not {_either(dict.fromkeys(map(describe, chosen.union[1])))}", None, None
+        unquoted = "write it without quotes" if _is_number(value) and kind in {"int_type", "float_type"} else None
+        return f"{shown(value)} is not {_KINDS[kind]}", unquoted or _must(chosen), None
     if kind in _BOUND_ERRORS:
         return (
             f"{shown(value)} is out of bounds",
-            _bounds(chosen) or f"must be {_BOUNDS[_BOUND_ERRORS[kind]]} {context[_BOUND_ERRORS[kind]]}",
+            _must(chosen) or f"must be {_BOUNDS[_BOUND_ERRORS[kind]]} {context[_BOUND_ERRORS[kind]]}",
             None,
         )
     if kind in _LENGTH_ERRORS:
@@ -128,7 +141,7 @@ def _word(chosen: _Located, found: list[_Located]) -> tuple[str, str | None, str
         unit = "characters" if kind.startswith("string") else "entries"
         return f"{shown(value)} is too {kind.rpartition('_')[2]}", f"{word} {context[bound]} {unit}", None
     if kind == "string_pattern_mismatch":
-        return f"{shown(value)} is not a valid name here", f"must match {_cut(context['pattern'], 120)}", None
+        return f"{shown(value)} is not allowed", _PATTERNS.get(context["pattern"], f"must match {_cut(context['pattern'], 120)}"), None
     if kind == "value_error":
         return str(context["error"]), None, None
     return f"{shown(value)}: {chosen.error['msg']}", None, None
@@ -159,8 +172,8 @@ def describe(annotation: Any, metadata: Iterable[Any] = ()) -> str:
     >>> describe(typing.Literal["topk", "relu"])
     'topk or relu'
     """
-    annotation, inner = _unwrap(annotation)
-    bounds = _bounds_text([*inner, *metadata])
+    limits = bounds(annotation, metadata)
+    annotation, _ = _unwrap(annotation)
     simple = {
         int: "an integer",
         float: "a number",
@@ -179,7 +192,7 @@ def describe(annotation: Any, metadata: Iterable[Any] = ()) -> str:
         base = typing.get_origin(annotation) or annotation
         block = isinstance(base, type) and issubclass(base, BaseModel)
         words = "a block of keys" if block else simple.get(base, "a value")
-    return f"{words}, {bounds}" if bounds else words
+    return f"{words}, {limits}" if limits else words
 
 
 def _keys(model: type[BaseModel] | None) -> list[str]:
@@ -196,32 +209,25 @@ def aliases(name: str, info: FieldInfo) -> list[str]:
     return [choice for choice in choices if isinstance(choice, str) and choice != name]
 
 
-def _locate(
-    model: type[BaseModel], loc: tuple[str | int, ...]
-) -> tuple[tuple[str | int, ...], type[BaseModel] | None, Any, list[Any], int | None]:
-    """Walk pydantic's location through the declared types; return (path, model, annotation, metadata, union) as `_Located` has them."""
+def _locate(model: type[BaseModel], loc: tuple[str | int, ...]) -> _Place:
+    """Walk pydantic's location through the declared types; return (path, model, annotation, metadata, union) as `_Located` has them.
+
+    Where a union has several members, pydantic's next part names the member that it tried.
+    """
     path: tuple[str | int, ...] = ()
     candidates: list[tuple[Any, list[Any]]] = [(model, [])]
     owner: type[BaseModel] | None = None
-    union: int | None = None
+    union: tuple[int, list[Any]] | None = None
     for part in loc:
+        narrowed = len(candidates) == 1
         candidates = [inner for annotation, metadata in candidates for inner in _members(annotation, metadata)]
-        steps = [(annotation, _step(annotation, part)) for annotation, _ in candidates]
-        reached = [(annotation, result) for annotation, result in steps if result is not None]
-        if reached:
-            path = (*path, part)
-            owner = next((annotation for annotation, _ in reached if _is_model(annotation)), None)
-            candidates = [result for _, result in reached]
-        elif part == "[key]":
-            continue
-        elif len(candidates) > 1:
-            union = len(path) if union is None else union
-            tagged = [item for item in candidates if _is_model(item[0]) and _carries_tag(item[0], part)]
-            candidates = tagged or candidates
-        else:
+        if narrowed and len(candidates) > 1:
+            union = union or (len(path), [annotation for annotation, _ in candidates])
+            candidates = [item for item in candidates if _is_meant(item[0], str(part))][:1] or candidates
+        elif part != "[key]":
             path = (*path, part)
             owner = next((annotation for annotation, _ in candidates if _is_model(annotation)), None)
-            candidates = [(Any, [])]
+            candidates = [step for annotation, _ in candidates if (step := _step(annotation, part))][:1] or [(Any, [])]
     annotation, metadata = candidates[0]
     return path, owner, annotation, metadata, union
 
@@ -245,7 +251,7 @@ def _step(annotation: Any, part: str | int) -> tuple[Any, list[Any]] | None:
     if isinstance(part, int) and origin in {list, tuple, set, frozenset}:
         position = part if origin is tuple and part < len(arguments) and Ellipsis not in arguments else 0
         return (arguments[position] if arguments else Any), []
-    if origin is dict and part != "[key]":
+    if origin is dict:
         return (arguments[1] if arguments else Any), []
     return None
 
@@ -272,8 +278,13 @@ def _is_model(annotation: Any) -> bool:
     return isinstance(annotation, type) and issubclass(annotation, BaseModel)
 
 
-def _carries_tag(model: type[BaseModel], tag: str | int) -> bool:
-    return tag == model.__name__ or any(tag in _literals(info.annotation) for info in model.model_fields.values())
+def _is_meant(annotation: Any, tag: str) -> bool:
+    """Say whether pydantic's name for a member of a union means this type."""
+    if _is_model(annotation):
+        by_name = tag == annotation.__name__ or tag.endswith(f", {annotation.__name__}]")
+        return by_name or any(tag in map(str, _literals(info.annotation)) for info in annotation.model_fields.values())
+    base = typing.get_origin(annotation) or annotation
+    return getattr(base, "__name__", "").lower() == tag.partition("[")[0]
 
 
 def _literals(annotation: Any) -> tuple[Any, ...]:
@@ -285,29 +296,33 @@ def _literals(annotation: Any) -> tuple[Any, ...]:
     return ()
 
 
-def _literal_hint(annotation: Any) -> str | None:
-    literals = _literals(annotation)
-    return _listed([str(_plain(item)) for item in literals]) if literals else None
+def _is_number(value: Any) -> bool:
+    return isinstance(value, str) and value.strip().lstrip("-").replace(".", "", 1).isdecimal()
 
 
 def _plain(value: Any) -> Any:
     return {None: "null", True: "true", False: "false"}.get(value, value) if value is None or isinstance(value, bool) else value
 
 
-def _bounds(located: _Located) -> str | None:
-    _, inner = _unwrap(located.annotation)
-    text = _bounds_text([*inner, *located.metadata])
-    return f"must be {text}" if text else None
+def bounds(annotation: Any, metadata: Iterable[Any] = ()) -> str:
+    """Return the bounds of a declared number, empty where it has none.
 
-
-def _bounds_text(metadata: Iterable[Any]) -> str:
+    >>> from annotated_types import Ge, Lt
+    >>> bounds(typing.Annotated[int, Ge(1)] | None, [Lt(9)])
+    '>= 1 and < 9'
+    """
     found = {}
-    for item in metadata:
-        for name in _BOUNDS:
+    for item in (*_unwrap(annotation)[1], *metadata):
+        for name, sign in _BOUNDS.items():
             bound = getattr(item, name, None)
             if bound is not None:
-                found[name] = f"{_BOUNDS[name]} {bound}"
-    return " and ".join(found[name] for name in ("ge", "gt", "le", "lt") if name in found)
+                found[name] = f"{sign} {bound}"
+    return " and ".join(found[name] for name in _BOUNDS if name in found)
+
+
+def _must(located: _Located) -> str | None:
+    text = bounds(located.annotation, located.metadata)
+    return f"must be {text}" if text else None
 
 
 def _listed(names: list[str]) -> str:

@@ -18,23 +18,26 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlinterp.errors import SpecError
+from mlinterp.errors import ExperimentError, SpecError
 from mlinterp.execution import inputs as execution_inputs
-from mlinterp.execution import publish as publishing
 from mlinterp.execution.code_version import code_version, versions
-from mlinterp.execution.composite import Composite, report_of
+from mlinterp.execution.composite import Composite
+from mlinterp.execution.earlier import summary_of
+from mlinterp.execution.publish import log_model, publish
 from mlinterp.execution.session import Place, Session
 from mlinterp.execution.summary import RunSummary
 from mlinterp.experiments import catalog
 from mlinterp.experiments.base import Context, Experiment, ResolvedInput, Variables
+from mlinterp.io.atomic import write_bytes, write_text
 from mlinterp.io.digests import sha256_json
 from mlinterp.progress import Reporter, Silent
-from mlinterp.project import Project
+from mlinterp.project import Project, find_project
 from mlinterp.result import ExperimentResult
 from mlinterp.spec import Spec, flatten
 
 if TYPE_CHECKING:
     from mlinterp.subjects.base import Subject
+    from mlinterp.tracking.life import RunLife
     from mlinterp.tracking.recorder import Recorder
 
 
@@ -84,12 +87,19 @@ def run(
 
 
 def resume(run_id: str, *, workspace: Path, reporter: Reporter | None = None) -> RunSummary:
-    """Go on with a run that was interrupted, from its last durable state to the bits that it would have had undisturbed."""
-    from mlinterp.tracking import queries
+    """Go on with a run that was interrupted, from its last durable state to the bits that it would have had undisturbed.
 
-    spec, project, experiment_id, found = queries.recorded_spec(workspace, run_id)
-    session = Session.open(project, reporter or Silent(), experiment_id=experiment_id)
-    return execute(spec, session, Place(run_id=found))
+    Raises SpecError for a run that is unknown, finished or held by a living process, and VerificationError where the code that
+    would go on differs from the code that began.
+    """
+    from mlinterp.tracking import queries
+    from mlinterp.tracking.lease import reconcile
+    from mlinterp.tracking.store import open_store
+
+    reconcile(workspace)
+    recorded = queries.recorded_spec(open_store(workspace), run_id)
+    session = Session.open(find_project(workspace / recorded.project_root), reporter or Silent(), experiment_id=recorded.experiment_id)
+    return execute(recorded.spec, session, Place(run_id=recorded.run_id))
 
 
 def execute(spec: Spec, session: Session, place: Place) -> RunSummary:
@@ -98,19 +108,19 @@ def execute(spec: Spec, session: Session, place: Place) -> RunSummary:
     from mlinterp.tracking.queries import find_finished
 
     plan = plan_of(spec, session, place)
-    if not session.again and place.run_id is None and (earlier := find_finished(session.store, session.experiment_id, plan.key)):
-        return _reused(earlier, session, place)
+    if session.may_reuse(place) and (earlier := find_finished(session.store, session.experiment_id, plan.key)):
+        return summary_of(earlier, session, place.label)
     started = datetime.now(UTC)
-    with RunLife(session.store, session.experiment_id, run_name(spec, place), identity(spec, plan, session, place), session.workspace, run_id=place.run_id) as life:
+    tags = identity(spec, plan, session, place)
+    with RunLife(session.store, session.experiment_id, run_name(spec, place), tags, session.workspace, run_id=place.run_id) as life:
         recorder, workdir = life.recorder, session.workdir(life.run_id)
         workdir.mkdir(parents=True, exist_ok=True)
         record_question(spec, plan, recorder, workdir, place)
         result, children = work(spec, plan, session, place, recorder, workdir)
         result = complete(result, spec, plan, started)
-        publishing.publish(result, workdir, recorder, report_of(spec, result, children))
-        if plan.experiment is not None:
-            publishing.log_model(result, plan.experiment, plan.inputs, workdir, session, recorder)
-        recorder.close_lineage(plan.inputs, session.experiment_id)
+        publish(spec, result, children, workdir, recorder)
+        log_model(result, plan.experiment, workdir, session, recorder)
+        close(life, result, workdir, session)
     shutil.rmtree(workdir)
     return RunSummary(
         run_id=life.run_id,
@@ -191,7 +201,6 @@ def identity(spec: Spec, plan: Plan, session: Session, place: Place) -> dict[str
         "mlinterp.hypothesis": spec.hypothesis,
         "mlinterp.label": place.label,
         "mlinterp.produces": plan.experiment.produces if plan.experiment else None,
-        "mlinterp.mode": plan.experiment.modes[0] if plan.experiment else None,
         "mlinterp.upstream": ",".join(upstream) or None,
         "mlinterp.code_version": code_version(),
         "mlinterp.project": session.project.name,
@@ -203,8 +212,6 @@ def identity(spec: Spec, plan: Plan, session: Session, place: Place) -> dict[str
 
 def record_question(spec: Spec, plan: Plan, recorder: Recorder, workdir: Path, place: Place) -> None:
     """Log the spec as written and as resolved, its flattened parameters, versions and inputs."""
-    from mlinterp.io.atomic import write_bytes, write_text
-
     write_text(workdir / "spec.resolved.json", spec.model_dump_json(indent=2, exclude_none=True))
     recorder.artifact(workdir / "spec.resolved.json")
     data, suffix = place.document or ((workdir / "spec.resolved.json").read_bytes(), ".json")
@@ -247,7 +254,11 @@ def complete(result: ExperimentResult, spec: Spec, plan: Plan, started: datetime
     )
 
 
-def _reused(earlier: Any, session: Session, place: Place) -> RunSummary:
-    from mlinterp.tracking import queries
+def close(life: RunLife, result: ExperimentResult, workdir: Path, session: Session) -> None:
+    """Link the run up and down its lineage. Raises ExperimentError where the experiment named its own failure."""
+    from mlinterp.tracking.notes import close_lineage
 
-    return queries.summary_of(earlier, session, label=place.label)
+    life.recorder.tags({"mlinterp.mode": result.mode})
+    life.recorder.artifact(write_text(workdir / "lineage.md", close_lineage(session.store, life.run_id)))
+    if not result.success:
+        raise ExperimentError(result.error_message or "the experiment failed without a word")

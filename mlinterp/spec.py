@@ -8,6 +8,7 @@ spec); a study (`type: study`, named steps in order).
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
@@ -27,6 +28,9 @@ Reference = Annotated[
     ),
 ]
 """Where an input comes from: `@step` of the same study, `latest` finished run of this subject, `run:ID`, `models:/NAME@alias|/VERSION`."""
+
+MAX_CELLS = 1000
+"""Cells of one sweep; each is a run."""
 
 SweepValue = str | int | float | bool | None | list[Any] | dict[str, Any]
 
@@ -129,6 +133,8 @@ class Spec(Frozen):
         for key, values in self.matrix.items():
             if not values:
                 raise ValueError(f"matrix.{key} is empty")
+        if (n_cells := math.prod(map(len, self.matrix.values()))) > MAX_CELLS:
+            raise ValueError(f"the matrix has {n_cells} cells; at most {MAX_CELLS}")
         return self
 
     @property
@@ -158,13 +164,13 @@ class Spec(Frozen):
 
     def step_spec(self, step: Step) -> Spec:
         """Return a study's step as a spec of its own."""
-        own = step.model_dump(exclude={"name"}, exclude_none=True)
+        own = {key: value for key, value in step.model_dump(exclude={"name"}).items() if value is not None}
         inherited = {"subject": self.subject, "hypothesis": self.hypothesis, "seed": self.seed}
         return Spec.model_validate({**{k: v for k, v in inherited.items() if v is not None}, **own})
 
     def cells(self) -> Iterator[tuple[dict[str, SweepValue], Spec]]:
         """Yield each cell of a sweep with its spec. A key is `seed`, `subject`, `feature_id` or a path below `variables`."""
-        base = self.model_dump(exclude={"matrix", "id"}, exclude_none=True)
+        base = self.model_dump(exclude={"matrix", "id"})
         for values in itertools.product(*self.matrix.values()):
             cell = dict(zip(self.matrix, values, strict=True))
             data: dict[str, Any] = {**base, "variables": _deep_copy(base["variables"])}
@@ -188,9 +194,9 @@ def _assign(data: dict[str, Any], key: str, value: SweepValue) -> None:
         for part in path[:-1]:
             target = target.setdefault(part, {})
             if not isinstance(target, dict):
-                raise ValueError(f"matrix key '{key}' goes through '{part}', which is not a block")
+                raise SpecError(f"'{part}' is no block", field=f"matrix.{key}", allowed="a path below `variables`, through blocks only")
         leaf = path[-1]
-    target[leaf] = value
+    target[leaf] = _deep_copy(value)
 
 
 def flatten(value: Any, prefix: str = "") -> dict[str, Any]:

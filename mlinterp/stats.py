@@ -6,6 +6,7 @@ one unit (an example, a seed) a row and one question a column; columns share the
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -71,6 +72,42 @@ def _bca(values: np.ndarray, resampled: np.ndarray, level: float) -> Interval:
     return Interval(mean, float(low), float(high))
 
 
+def control_adjusted(
+    changes: np.ndarray, controls: np.ndarray, n_resamples: int = 2000, level: float = 0.95, *, rng: np.random.Generator
+) -> tuple[Interval, Interval]:
+    """Return the mean of `controls [n, c]` and the mean of `changes [n]` minus it, with percentile bootstrap intervals.
+
+    Each resample draws rows (examples) anew and compares with one column (draw of a control), chosen at random. So the intervals cover
+    single controls, not their mean: a change whose interval excludes zero lies outside what controls of its size do. Which few
+    controls happened to be drawn cannot pass for an effect. A single row has no interval.
+    """
+    columns = np.column_stack([changes, controls]).astype(np.float64)
+    estimates = columns.mean(axis=0)
+    control, adjusted = float(estimates[1:].mean()), float(estimates[0] - estimates[1:].mean())
+    if len(columns) == 1:
+        return Interval(control, np.nan, np.nan), Interval(adjusted, np.nan, np.nan)
+    means = bootstrap_means(columns, n_resamples, rng)
+    null = means[np.arange(n_resamples), rng.integers(1, columns.shape[1], size=n_resamples)]
+    tails = [(1 - level) / 2, (1 + level) / 2]
+    return Interval(control, *np.quantile(null, tails).tolist()), Interval(adjusted, *np.quantile(means[:, 0] - null, tails).tolist())
+
+
+def single_case_p(case: float, controls: np.ndarray) -> float:
+    """Return the two-sided p value of one `case` belonging to the population of a few `controls [c >= 2]`.
+
+    The t test of Crawford & Howell (1998): (case - mean) / (sd sqrt(1 + 1/c)) with c - 1 degrees of freedom. Where controls do not vary,
+    any other value is impossible (0) and the same value certain (1). A single control tells nothing (1).
+    """
+    controls = np.asarray(controls, dtype=np.float64)
+    distance = abs(case - float(controls.mean()))
+    if len(controls) < 2:
+        return 1.0
+    spread = float(controls.std(ddof=1)) * np.sqrt(1 + 1 / len(controls))
+    if spread == 0.0:
+        return float(distance == 0.0)
+    return float(2 * special.stdtr(len(controls) - 1, -distance / spread))
+
+
 def sign_flip_p(differences: np.ndarray, n_permutations: int = 10_000, *, rng: np.random.Generator) -> np.ndarray:
     """Return two-sided p values of "mean zero" for each column of `differences [n, k]`, by flipping signs of whole rows.
 
@@ -106,7 +143,7 @@ def benjamini_hochberg(p: np.ndarray) -> np.ndarray:
     return adjusted
 
 
-def t_interval(values: np.ndarray, level: float = 0.95) -> Interval:
+def mean_t_interval(values: Sequence[float] | np.ndarray, level: float = 0.95) -> Interval:
     """Return a mean over independent runs (seeds) with its Student t interval; a single run has no interval (NaN)."""
     values = np.asarray(values, dtype=np.float64)
     mean = float(values.mean())

@@ -15,8 +15,10 @@ from mlinterp.stats import (
     benjamini_hochberg,
     bootstrap_intervals,
     bootstrap_means,
+    control_adjusted,
+    mean_t_interval,
     sign_flip_p,
-    t_interval,
+    single_case_p,
     wilson_interval,
 )
 
@@ -109,10 +111,10 @@ def test_benjamini_hochberg_is_scipys(p: list[float]) -> None:
 
 def test_the_t_interval_is_the_textbook_one() -> None:
     values = np.array([1.0, 2.0, 3.0, 4.0])
-    mean, low, high = t_interval(values)
+    mean, low, high = mean_t_interval(values)
     half = 3.182446305284263 * math.sqrt(5 / 3) / 2  # t(0.975, 3) s / sqrt n
     assert (mean, low, high) == pytest.approx((2.5, 2.5 - half, 2.5 + half), rel=1e-12)
-    assert math.isnan(t_interval(np.array([7.0])).low)
+    assert math.isnan(mean_t_interval(np.array([7.0])).low)
 
 
 def test_the_wilson_interval_solves_its_defining_equation() -> None:
@@ -124,3 +126,40 @@ def test_the_wilson_interval_solves_its_defining_equation() -> None:
     assert wilson_interval(0, 5).low == 0.0
     with pytest.raises(ValueError, match="6 successes of 5"):
         wilson_interval(6, 5)
+
+
+def test_a_change_is_compared_with_single_controls_solved_by_hand_for_two_that_never_vary() -> None:
+    control, adjusted = control_adjusted(np.full(8, 3.0), np.tile([0.0, 1.0], (8, 1)), 500, rng=rng())
+    assert control == Interval(0.5, 0.0, 1.0)
+    assert adjusted == Interval(2.5, 2.0, 3.0)
+
+
+def test_without_spread_between_controls_the_adjusted_interval_is_the_paired_percentile_interval() -> None:
+    changes, shared = rng(20).normal(1.0, 1.0, size=40), rng(21).normal(size=40)
+    _, adjusted = control_adjusted(changes, np.tile(shared[:, None], (1, 5)), 4000, rng=rng(22))
+    resampled = bootstrap_means((changes - shared)[:, None], 4000, rng(22))
+    assert adjusted == pytest.approx([(changes - shared).mean(), *np.quantile(resampled, [0.025, 0.975])], abs=1e-9)
+
+
+def test_one_more_control_is_inside_the_interval_of_the_others_about_as_often_as_it_says() -> None:
+    inside = 0
+    for seed in range(200):
+        effects = rng(seed).normal(size=16)
+        per_example = effects + 0.1 * rng(seed + 1000).normal(size=(30, 16))
+        _, adjusted = control_adjusted(per_example[:, 0], per_example[:, 1:], 200, rng=rng(seed + 2000))
+        inside += adjusted.low <= 0 <= adjusted.high
+    assert inside >= 165
+
+
+def test_the_single_case_p_is_the_two_sample_t_test_with_one_case() -> None:
+    case, controls = 4.0, np.array([1.0, 2.0, 3.0, 2.5])
+    t = (case - controls.mean()) / (controls.std(ddof=1) * math.sqrt(1 + 1 / 4))
+    assert single_case_p(case, controls) == pytest.approx(2 * scipy_stats.t.sf(t, 3), rel=1e-12)
+    assert single_case_p(1.0, np.array([0.0, 0.0, 0.0])) == 0.0
+    assert single_case_p(0.0, np.array([0.0, 0.0, 0.0])) == 1.0
+    assert single_case_p(9.0, np.array([1.0])) == 1.0
+
+
+def test_the_single_case_p_is_uniform_when_the_case_is_one_of_the_controls() -> None:
+    p = [single_case_p(draw[0], draw[1:]) for draw in rng(23).normal(size=(2000, 6))]
+    assert scipy_stats.kstest(p, "uniform").pvalue > 0.01

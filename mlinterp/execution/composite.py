@@ -149,13 +149,3 @@ def _add_figure(result: ExperimentResult, name: str, keys: list[str], rows: list
     result.figures.append(
         Figure(name=table, table=table, kind="line" if numeric else "bar", x=keys[0], y=["mean"], low="low", high="high", series=keys[1] if len(keys) > 1 else None, title=name, x_label=keys[0], y_label=name)
     )
-
-
-def report_of(spec: Spec, result: ExperimentResult, children: list[RunSummary]) -> dict[str, str]:
-    """Return the report's files: a run's own, or a study's or sweep's with its children in brief."""
-    from mlinterp.reports import html, markdown
-
-    if not children:
-        return {"report.md": markdown.run_markdown(result), "report.html": html.run_html(result)}
-    inner = [(child.label or child.run_name, child.result, child.links) for child in children if child.result is not None]
-    return {"report.md": markdown.study_markdown(result, inner), "report.html": html.study_html(result, inner)}

@@ -67,6 +67,6 @@ def from_run(role: str, reference: str, run_id: str, session: Session) -> Resolv
     files = {name: entry for name, entry in manifest["files"].items() if name.startswith(wanted)}
     if not files:
         raise VerificationError(f"run {run_id[:12]} holds no {role} (its artifacts: {', '.join(sorted(manifest['files'])[:12])})")
-    path = queries.fetch(session.store, run_id, sorted(files), session.workspace / ".mlinterp" / "cache" / run_id)
+    path = queries.fetch(session.store, run_id, sorted(files), session.store.cache / run_id)
     digest = sha256_json({name: entry["content_digest"] for name, entry in files.items()})
     return ResolvedInput(reference, Path(path), digest, run_id, queries.model_of(session.store, run_id))

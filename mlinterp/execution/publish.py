@@ -1,76 +1,75 @@
-"""From a result in a work folder to what a person finds in MLflow: tables, figures, report, files, model, and the manifest last."""
+"""From a result in a work folder to what a person finds in MLflow: tables, figures, report, files, the manifest last, and the model."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mlinterp.errors import ExperimentError
 from mlinterp.execution.session import Session
-from mlinterp.experiments.base import Experiment, ResolvedInput
+from mlinterp.execution.summary import RunSummary
+from mlinterp.experiments.base import Experiment
 from mlinterp.io.atomic import write_bytes, write_text
 from mlinterp.io.manifest import write_manifest
-from mlinterp.reports.plots import draw
+from mlinterp.reports import html, markdown
+from mlinterp.reports.composite import Child
+from mlinterp.reports.plots import draw_all
 from mlinterp.result import ExperimentResult
+from mlinterp.spec import Spec
 
 if TYPE_CHECKING:
     from mlinterp.tracking.recorder import Recorder
 
 
-def publish(result: ExperimentResult, workdir: Path, recorder: Recorder, report: Mapping[str, str]) -> dict[str, Any]:
-    """Log everything a result holds and return its manifest.
+def publish(spec: Spec, result: ExperimentResult, children: Sequence[RunSummary], workdir: Path, recorder: Recorder) -> None:
+    """Log everything a result holds.
 
-    `report` maps the report's file names to their text. Raises ExperimentError after logging where a metric is NaN or infinite:
-    such a run has not succeeded.
+    Raises ExperimentError after logging where a metric is NaN or infinite: such a run has not succeeded.
     """
-    names = list(result.files)
-    names.append(_write(workdir, "result.json", result.model_dump_json(by_alias=True, indent=2)))
-    for figure in result.figures:
-        name = f"figures/{figure.name}.png"
-        write_bytes(workdir / name, draw(figure, result.tables[figure.table]))
-        names.append(name)
-    names += [_write(workdir, name, text) for name, text in report.items()]
-    names += recorder.tables(result.tables.values(), workdir)
+    names = [*result.files, *recorder.tables(result.tables.values(), workdir)]
+    files = {"result.json": result.model_dump_json(by_alias=True, indent=2).encode()}
+    files |= {f"figures/{name}.png": png for name, png in draw_all(result).items()}
+    files |= {name: text.encode() for name, text in reports(spec, result, children).items()}
+    for name, data in files.items():
+        write_bytes(workdir / name, data)
+    names += files
     for name in names:
-        recorder.artifact(workdir / name, str(Path(name).parent) if "/" in name else None)
+        recorder.artifact(workdir / name, Path(name).parent.as_posix())
     recorder.metrics(result.numbers(), step=0)
-    manifest = write_manifest(workdir, names)
+    write_manifest(workdir, names)
     recorder.artifact(workdir / "manifest.json")
     broken = {name: value for name, value in result.metrics.items() if not math.isfinite(value)}
-    for name, value in broken.items():
-        recorder.tags({f"mlinterp.nonfinite.{name.replace('/', '.')}": str(value)})
     if broken:
+        recorder.metrics(broken, step=0)
         raise ExperimentError(f"not finite: {', '.join(f'{name} = {value}' for name, value in broken.items())}")
-    return manifest
 
 
-def _write(workdir: Path, name: str, text: str) -> str:
-    write_text(workdir / name, text)
-    return name
+def reports(spec: Spec, result: ExperimentResult, children: Sequence[RunSummary]) -> dict[str, str]:
+    """Return the report's files: a run's own, or a study's or sweep's with its children in brief."""
+    asked = spec.model_dump(mode="json", exclude_none=True)
+    if not (spec.is_study or spec.is_sweep):
+        return {"report.md": markdown.run_markdown(result, asked=asked), "report.html": html.run_html(result, asked=asked)}
+    below = [Child(child.label or child.run_name, child.result, child.links, child.status, child.error) for child in children]
+    if spec.is_study:
+        return {"report.md": markdown.study_markdown(result, below, asked=asked), "report.html": html.study_html(result, below, asked=asked)}
+    return {"report.md": markdown.sweep_markdown(result, below, asked=asked), "report.html": html.sweep_html(result, below, asked=asked)}
 
 
-def log_model(
-    result: ExperimentResult,
-    experiment: Experiment,
-    inputs: Mapping[str, ResolvedInput],
-    workdir: Path,
-    session: Session,
-    recorder: Recorder,
-) -> None:
-    """Log and register what the experiment fitted: an SAE as a registered version, a subject as a logged model."""
-    from mlinterp.tracking import flavor
+def log_model(result: ExperimentResult, experiment: Experiment | None, workdir: Path, session: Session, recorder: Recorder) -> None:
+    """Log and register what the experiment fitted: an SAE as a registered version, a subject as a logged model.
 
-    if experiment.produces == "sae":
-        flavor.log_sae(
-            session.store,
-            recorder.run_id,
-            workdir,
-            project=session.project.name,
-            subject=result.subject or "subject",
-            metrics=result.numbers(),
-            tags={"mlinterp.spec_sha256": result.spec_sha256, **{f"mlinterp.input.{role}": item.digest for role, item in inputs.items()}},
-        )
-    elif experiment.produces == "subject":
-        flavor.log_subject(session.store, recorder.run_id, workdir / "subject", project=session.project.name, subject=result.subject or "subject", metrics=result.numbers())
+    A run that was killed after logging its model and goes on does not log it twice.
+    """
+    from mlinterp.tracking import flavor, queries
+
+    made = experiment.produces if experiment else None
+    if made not in ("sae", "subject") or queries.model_of(session.store, recorder.run_id) is not None:
+        return
+    about = {"project": session.project.name, "subject": result.subject or "subject", "metrics": result.numbers()}
+    if made == "subject":
+        flavor.log_subject(session.store, recorder.run_id, workdir / "subject", **about)
+        return
+    digests = {f"mlinterp.{role}_digest": digest for role, digest in result.inputs.items()}
+    flavor.log_sae(session.store, recorder.run_id, workdir, tags={"mlinterp.spec_sha256": result.spec_sha256, **digests}, **about)

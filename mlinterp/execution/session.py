@@ -42,10 +42,12 @@ class Session:
         """Open the project's store; runs whose process died are closed first."""
         from mlinterp.tracking.lease import reconcile
         from mlinterp.tracking.store import open_store
+        from mlinterp.tracking.views import write_views
 
         reconcile(project.workspace)
         store = open_store(project.workspace)
         experiment = experiment_id or os.environ.get("MLFLOW_EXPERIMENT_ID") or store.experiment_id(project.name)
+        write_views(store, experiment)
         threads = int(os.environ.get("MLINTERP_THREADS") or min(os.cpu_count() or 1, 4))
         return cls(project, store, experiment, reporter, again, threads)
 
@@ -53,6 +55,11 @@ class Session:
     def workspace(self) -> Path:
         """The folder that holds the store and what runs leave behind."""
         return self.project.workspace
+
+    def may_reuse(self, place: Place) -> bool:
+        """Whether an earlier run may stand in for a new one: not when that was ruled out, a run goes on, or `mlflow run` opened one."""
+        adopting = place.parent is None and "MLFLOW_RUN_ID" in os.environ
+        return not self.again and place.run_id is None and not adopting
 
     def workdir(self, run_id: str) -> Path:
         """Return the durable folder of a run; gone once the run is finished."""

@@ -6,6 +6,7 @@ MLflow. The modules beside this one are imported to list the types, so they impo
 
 from __future__ import annotations
 
+import builtins
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -87,7 +88,7 @@ class Experiment:
 
     type: str
     summary: str
-    Variables: type[Variables]
+    Variables: builtins.type[Variables]
     run: Callable[[Context], ExperimentResult]
     example: Mapping[str, Any]
     aliases: tuple[str, ...] = ()

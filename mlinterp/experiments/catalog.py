@@ -11,6 +11,7 @@ from pydantic import ValidationError
 import mlinterp.experiments as package
 from mlinterp.errors import SpecError, unknown
 from mlinterp.experiments.base import Experiment, Variables
+from mlinterp.refusals import from_validation
 from mlinterp.spec import Spec
 
 

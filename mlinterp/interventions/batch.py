@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +13,35 @@ from mlinterp.interventions.outcomes import Answer, outcome_values, read_answer
 from mlinterp.interventions.plan import SELF, Arm, Plan
 from mlinterp.interventions.policies import EditContext, LatentCode, Tally
 from mlinterp.subjects.base import Address, Batch, Examples, Outputs, Subject, Tap
+
+
+class Skip:
+    """Leaves out what an edit cannot touch: a recurrent subject begins at the supervision step of the first edit.
+
+    Used where the subject offers `states(batch)`, the states before each supervision step, and `forward(..., start=)`, whose
+    outputs from there on are bit-identical to those of a whole pass.
+    """
+
+    def __init__(self, subject: Any, before: Sequence[Any], baseline: Outputs) -> None:
+        self.subject, self.before, self.baseline = subject, before, baseline
+
+    @classmethod
+    def over(cls, subject: Subject, batch: Batch, baseline: Outputs) -> Skip | None:
+        """Return how to skip, or None for a subject that always runs whole."""
+        states = getattr(subject, "states", None)
+        return None if states is None else cls(subject, states(batch), baseline)
+
+    def forward(self, batch: Batch, tap: Tap, first: Address) -> Outputs:
+        """Return the outputs of a pass whose first edit is at `first`."""
+        step = first.sup_step or 0
+        tail: Outputs = self.subject.forward(batch, tap=tap, sites={first.site}, start=(step, *self.before[step]))
+        whole = self.baseline
+        assert tail.step_preds is not None
+        assert tail.q_halt is not None
+        assert whole.step_preds is not None
+        assert whole.q_halt is not None
+        step_preds = torch.cat([whole.step_preds[:step], tail.step_preds])
+        return Outputs(tail.logits, step_preds, torch.cat([whole.q_halt[:step], tail.q_halt]))
 
 
 class BatchRunner:
@@ -46,25 +76,34 @@ class BatchRunner:
         }
         self._note(found, 0, batch, outputs, baseline, baseline)
         advance()
+        skip = Skip.over(self.subject, batch, outputs)
         for source, indices in self.by_source.items():
             sources, real = states, batch.mask
             if source not in (None, SELF):
                 sources, real = self._source_states(batch, rows, source, indices)
             for index in indices:
-                self._run_arm(found, index, batch, baseline, sources, real)
+                self._run_arm(found, index, batch, baseline, sources, real, skip)
                 advance()
             states = states if source != SELF else {}
         return found
 
     def _run_arm(
-        self, found: dict[str, Tensor], index: int, batch: Batch, baseline: Answer, sources: Mapping[Address, Tensor], real: Tensor
+        self,
+        found: dict[str, Tensor],
+        index: int,
+        batch: Batch,
+        baseline: Answer,
+        sources: Mapping[Address, Tensor],
+        real: Tensor,
+        skip: Skip | None,
     ) -> None:
         arm = self.plan.arms[index]
         selected = self.subject.positions(batch, arm.place.positions)
         prefix = torch.ones(len(batch), self.subject.n_prefix, dtype=torch.bool)
         tally = Tally.of(len(batch))
         context = EditContext(selected & torch.cat([prefix, real], dim=1), tally, sources)
-        outputs = self._forward(batch, self._editor(arm, context), arm.place.addresses)
+        editor, first = self._editor(arm, context), arm.place.addresses[0]
+        outputs = skip.forward(batch, editor, first) if skip else self._forward(batch, editor, [first])
         answer = read_answer(batch, outputs)
         self._note(found, index + 1, batch, outputs, answer, baseline)
         found["tally"][index] = torch.stack([tally.selected, tally.edited, tally.active, tally.relative], dim=1)

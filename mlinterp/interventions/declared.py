@@ -11,7 +11,6 @@ from mlinterp.spec import Frozen
 PolicyName = Literal["ablate_features", "clamp_features", "patch_features", "steer", "patch_states"]
 Metric = Literal["margin", "log_prob", "kl", "exact", "token_acc", "agreement"]
 TopK = Annotated[str, StringConstraints(pattern=r"^top:[1-9][0-9]{0,4}$")]
-Selector = Literal["all", "tokens", "prefix", "answer", "last"]
 
 _OWN_FIELDS: dict[str, tuple[str, ...]] = {
     "ablate_features": ("baseline",),
@@ -29,8 +28,9 @@ class At(Frozen):
     sup_steps: list[int] | None = Field(None, min_length=1, description="recurrent subjects: supervision steps")
     cycles: list[int] | None = Field(None, min_length=1, description="recurrent subjects: cycles within a supervision step")
     latent_steps: list[int] | None = Field(None, min_length=1, description="recurrent subjects: latent steps within a cycle")
-    positions: Selector | list[int] | None = Field(
-        None, description="rows edited: all (prefix included), tokens, prefix, answer (scored positions), last, or position numbers"
+    positions: Annotated[str, StringConstraints(max_length=64)] | list[int] | None = Field(
+        None,
+        description="rows edited: all (prefix included), tokens, prefix, answer (scored), last, blank (puzzles), or position numbers",
     )
 
 

@@ -63,6 +63,10 @@ class InterventionModule(pl.LightningModule):
         super().__init__()
         self.runner, self.files, self.task = runner, files, task
 
+    def transfer_batch_to_device(self, batch: Sequence[int], device: torch.device, dataloader_idx: int) -> Sequence[int]:  # noqa: ARG002
+        """Leave example numbers as they are."""
+        return batch
+
     def predict_step(self, rows: Sequence[int], batch_idx: int) -> None:
         """Run every arm on the examples `rows`, or skip them where that is done."""
         if self.files.has(batch_idx):

@@ -24,6 +24,7 @@ from mlinterp.interventions.policies import (
     Steer,
 )
 from mlinterp.interventions.statistics import LatentMeter, Place
+from mlinterp.sae.config import SAEConfig
 from mlinterp.subjects.base import Examples, Subject
 
 SELF = "self"
@@ -75,6 +76,10 @@ class Plan:
     sources: dict[str, np.ndarray] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
 
+    def source_of(self, intervention: Intervention) -> np.ndarray | None:
+        """Return each example's source, by index; None for an intervention without a source example or with itself as source."""
+        return self.sources.get(self.arms[intervention.arm].source or "")
+
     def identities(self) -> set[int]:
         """Return the arms that must change nothing."""
         return {arm for intervention in self.interventions for arm in intervention.controls["identity"]}
@@ -88,8 +93,7 @@ class Planner:
         examples: the examples that will be run.
         on_examples: measures latents on `examples`; None without an SAE.
         on_train: measures latents on a train sample, whose statistics policies and controls use; None without an SAE.
-        sae_site: the SAE's site, the default place; None without an SAE.
-        d_sae: number of latents.
+        sae_config: the SAE's architecture and site, the default place; None without an SAE.
         controls: draws of each random control.
         seed: of every draw.
     """
@@ -101,13 +105,12 @@ class Planner:
         *,
         on_examples: LatentMeter | None,
         on_train: LatentMeter | None,
-        sae_site: str | None,
-        d_sae: int,
+        sae_config: SAEConfig | None,
         controls: int,
         seed: int,
     ) -> None:
         self.subject, self.examples, self.on_examples, self.on_train = subject, examples, on_examples, on_train
-        self.sae_site, self.d_sae, self.controls, self.seed = sae_site, d_sae, controls, seed
+        self.sae_config, self.controls, self.seed = sae_config, controls, seed
         self._plan, self._index = Plan(), dict[Arm, int]()
 
     def plan(self, blocks: Sequence[InterventionBlock], feature_id: int | None) -> Plan:
@@ -124,11 +127,14 @@ class Planner:
         return self._plan
 
     def _place(self, block: InterventionBlock, index: int) -> Place:
-        site = block.at.site or (self.sae_site if block.needs_sae else None)
         field_name = f"variables.interventions[{index}].at"
+        site = block.at.site or (self.sae_config.site if self.sae_config and block.needs_sae else None)
         if not site:
             raise SpecError("no site is named", field=f"{field_name}.site", allowed=f"allowed: {', '.join(self.subject.sites)}")
+        if block.needs_sae and self.sae_config:
+            _check_fit(self.sae_config, site, self.subject.width(site), f"{field_name}.site")
         positions = "all" if block.at.positions is None else block.at.positions
+        self.subject.positions(self.examples.take([0]), positions)
         return Place(
             resolve_addresses(self.subject, block.at, site, field_name), tuple(positions) if isinstance(positions, list) else positions
         )
@@ -207,8 +213,6 @@ class Planner:
     def _latents(self, block: InterventionBlock, index: int, place: Place, feature_id: int | None) -> tuple[int, ...]:
         assert self.on_examples is not None
         field_name = f"variables.interventions[{index}].features"
-        if block.features is None and feature_id is None:
-            raise SpecError(f"{block.policy} names no latent", field=field_name, allowed="give features or the spec's feature_id")
         if isinstance(block.features, str):
             mean = self.on_examples.statistics([place]).mean.numpy()
             order = np.argsort(-mean, kind="stable")[: int(block.features.removeprefix("top:"))]
@@ -216,10 +220,17 @@ class Planner:
             if not found:
                 raise ExperimentError(f"no latent is active on the examples at {place.addresses[0].site}: {block.features} selects nothing")
             return found
-        latents = tuple(block.features if block.features is not None else [feature_id])  # type: ignore[list-item]
+        if block.features is not None:
+            latents = tuple(block.features)
+        elif feature_id is not None:
+            latents = (feature_id,)
+        else:
+            raise SpecError(f"{block.policy} names no latent", field=field_name, allowed="give features or the spec's feature_id")
         for latent in latents:
-            if latent >= self.d_sae:
-                raise SpecError(f"latent {latent} does not exist", field=field_name, allowed=f"this SAE has latents 0-{self.d_sae - 1}")
+            if self.sae_config and latent >= self.sae_config.d_sae:
+                raise SpecError(
+                    f"latent {latent} does not exist", field=field_name, allowed=f"this SAE has latents 0-{self.sae_config.d_sae - 1}"
+                )
         return latents
 
     def _stand_ins(
@@ -233,8 +244,8 @@ class Planner:
         matched = [matched_latents(density, group, latents, self.controls) for group in groups]
         if len(random) < self.controls:
             self._plan.warnings.append(
-                f"{name}: only {len(random)} of {self.controls} random-latent and matched-frequency controls: the SAE has {len(alive)} latents "
-                f"that fire on the train sample, {len(latents)} of them tested"
+                f"{name}: only {len(random)} of {self.controls} random-latent and matched-frequency controls, "
+                f"since few of the {len(alive)} latents that fire on the train sample are left untested"
             )
         return random, matched
 
@@ -261,6 +272,15 @@ class Planner:
                 f"latent {silent[0]} never fires on the train sample, so {block.policy} has no scale for it; give clamp_features a value"
             )
         return amounts
+
+
+def _check_fit(config: SAEConfig, site: str, width: int, field_name: str) -> None:
+    if config.site and config.site != site:
+        raise SpecError(f"the SAE was fitted on {config.site}, not on {site}", field=field_name, nearest=config.site)
+    if config.d_in != width:
+        raise SpecError(
+            f"{site} is {width} wide, the SAE {config.d_in}", field=field_name, allowed="an SAE edits only activations of its own width"
+        )
 
 
 def _policy(block: InterventionBlock, latents: tuple[int, ...], amounts: Mapping[int, float]) -> InterventionPolicy:

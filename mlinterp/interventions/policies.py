@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -75,6 +75,27 @@ class EditContext:
     sources: Mapping[Address, Tensor] = field(default_factory=dict)
 
 
+class Rows(NamedTuple):
+    """The rows that one edit is about.
+
+    Attributes:
+        h: their activations, float32 `[n, d]`.
+        sae: what latents mean; None only for policies that need none.
+        source: the source example's activations, float32 `[n, d]`; None unless the policy patches.
+    """
+
+    h: Tensor
+    sae: LatentCode | None = None
+    source: Tensor | None = None
+
+
+class Codes(NamedTuple):
+    """Activations `[n, latent]` of the edited latents: the rows' own and, for patches, the source example's."""
+
+    own: Tensor
+    source: Tensor | None
+
+
 class InterventionPolicy(ABC):
     """An edit of activations. `renorm="rms"` gives each edited row back the root mean square it had before."""
 
@@ -86,14 +107,8 @@ class InterventionPolicy(ABC):
         return False
 
     @abstractmethod
-    def edit(self, h: Tensor, sae: LatentCode | None, source: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Return the edited rows and the share of the edited latents active in each (1 for edits without latents).
-
-        Args:
-            h: the rows to edit, float32 `[n, d]`.
-            sae: what latents mean; None only for policies that need none.
-            source: the source example's rows, float32 `[n, d]`; None unless the policy patches.
-        """
+    def edit(self, rows: Rows) -> tuple[Tensor, Tensor]:
+        """Return the edited rows `[n, d]` and the share of the edited latents active in each `[n]` (1 for edits without latents)."""
 
     def apply(self, address: Address, h: Tensor, sae: LatentCode | None, context: EditContext) -> Tensor:
         """Return `h [batch, row, d]` with the selected rows edited and every other row, and every unchanged one, bit-identical.
@@ -105,7 +120,7 @@ class InterventionPolicy(ABC):
         if not len(before):
             return h
         source = context.sources[address].to(h.device)[rows].float() if self.patches else None
-        after, active = self.edit(before.float(), sae, source)
+        after, active = self.edit(Rows(before.float(), sae, source))
         if self.renorm == "rms":
             touched = (after != before).any(dim=-1, keepdim=True)
             after = torch.where(touched, after * (_rms(before) / _rms(after)), after)
@@ -145,17 +160,18 @@ class FeaturePolicy(InterventionPolicy):
     mode: Mode
 
     @abstractmethod
-    def target(self, a: Tensor, source: Tensor | None) -> Tensor:
-        """Return the latents' new activations `[n, latent]` given their own and, for patches, the source's."""
+    def target(self, codes: Codes) -> Tensor:
+        """Return the latents' new activations `[n, latent]`."""
 
-    def edit(self, h: Tensor, sae: LatentCode | None, source: Tensor | None) -> tuple[Tensor, Tensor]:
+    def edit(self, rows: Rows) -> tuple[Tensor, Tensor]:
         """Return `h + (a' - a) @ directions`, or `decode(a')` in mode `reconstruct`."""
+        h, sae, source = rows
         assert sae is not None
         latents = torch.tensor(self.latents, device=h.device)
         codes = sae.encode(h)
         own = codes[:, latents]
         active = (own > 0).float().mean(dim=1)
-        new = self.target(own, None if source is None else sae.encode(source)[:, latents])
+        new = self.target(Codes(own, None if source is None else sae.encode(source)[:, latents]))
         if self.mode == "reconstruct":
             return sae.decode(codes.index_copy(1, latents, new)), active
         change = new - own
@@ -171,9 +187,10 @@ class AblateFeatures(FeaturePolicy):
     mode: Mode = "delta"
     renorm: Renorm = "none"
 
-    def target(self, a: Tensor, source: Tensor | None) -> Tensor:
+    def target(self, codes: Codes) -> Tensor:
         """Return the baseline in every row."""
-        return torch.zeros_like(a) if self.baseline is None else a.new_tensor(self.baseline).expand_as(a)
+        own = codes.own
+        return torch.zeros_like(own) if self.baseline is None else own.new_tensor(self.baseline).expand_as(own)
 
 
 @dataclass(frozen=True)
@@ -185,9 +202,9 @@ class ClampFeatures(FeaturePolicy):
     mode: Mode = "delta"
     renorm: Renorm = "none"
 
-    def target(self, a: Tensor, source: Tensor | None) -> Tensor:
+    def target(self, codes: Codes) -> Tensor:
         """Return the values in every row."""
-        return a.new_tensor(self.values).expand_as(a)
+        return codes.own.new_tensor(self.values).expand_as(codes.own)
 
 
 @dataclass(frozen=True)
@@ -199,9 +216,9 @@ class ScaleFeatures(FeaturePolicy):
     mode: Mode = "delta"
     renorm: Renorm = "none"
 
-    def target(self, a: Tensor, source: Tensor | None) -> Tensor:
+    def target(self, codes: Codes) -> Tensor:
         """Return the scaled activations."""
-        return a * self.scale
+        return codes.own * self.scale
 
 
 @dataclass(frozen=True)
@@ -213,9 +230,9 @@ class Steer(FeaturePolicy):
     mode: Mode = "delta"
     renorm: Renorm = "none"
 
-    def target(self, a: Tensor, source: Tensor | None) -> Tensor:
+    def target(self, codes: Codes) -> Tensor:
         """Return the activations plus the amounts."""
-        return a + a.new_tensor(self.amounts)
+        return codes.own + codes.own.new_tensor(self.amounts)
 
 
 @dataclass(frozen=True)
@@ -231,10 +248,10 @@ class PatchFeatures(FeaturePolicy):
         """True."""
         return True
 
-    def target(self, a: Tensor, source: Tensor | None) -> Tensor:
+    def target(self, codes: Codes) -> Tensor:
         """Return the source's activations."""
-        assert source is not None
-        return source
+        assert codes.source is not None
+        return codes.source
 
 
 @dataclass(frozen=True)
@@ -248,10 +265,10 @@ class PatchStates(InterventionPolicy):
         """True."""
         return True
 
-    def edit(self, h: Tensor, sae: LatentCode | None, source: Tensor | None) -> tuple[Tensor, Tensor]:
+    def edit(self, rows: Rows) -> tuple[Tensor, Tensor]:
         """Return the source's rows."""
-        assert source is not None
-        return source, torch.ones(len(h))
+        assert rows.source is not None
+        return rows.source, torch.ones(len(rows.h))
 
 
 @dataclass(frozen=True)
@@ -260,10 +277,10 @@ class Reconstruct(InterventionPolicy):
 
     renorm: Renorm = "none"
 
-    def edit(self, h: Tensor, sae: LatentCode | None, source: Tensor | None) -> tuple[Tensor, Tensor]:
+    def edit(self, rows: Rows) -> tuple[Tensor, Tensor]:
         """Return `decode(encode(h))`."""
-        assert sae is not None
-        return sae.decode(sae.encode(h)), torch.ones(len(h))
+        assert rows.sae is not None
+        return rows.sae.decode(rows.sae.encode(rows.h)), torch.ones(len(rows.h))
 
 
 @dataclass(frozen=True)
@@ -279,9 +296,10 @@ class RandomDirection(InterventionPolicy):
         """Whether `like` does."""
         return self.like.patches
 
-    def edit(self, h: Tensor, sae: LatentCode | None, source: Tensor | None) -> tuple[Tensor, Tensor]:
+    def edit(self, rows: Rows) -> tuple[Tensor, Tensor]:
         """Return rows moved by |edit| along the direction of this seed, and what `like` finds active."""
-        edited, active = self.like.edit(h, sae, source)
+        edited, active = self.like.edit(rows)
+        h = rows.h
         distance = (edited - h).norm(dim=-1, keepdim=True)
         direction = torch.randn(h.shape[-1], generator=torch.Generator().manual_seed(self.seed), dtype=torch.float64)
         unit = (direction / direction.norm()).to(h.device, h.dtype)

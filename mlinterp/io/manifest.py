@@ -47,7 +47,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     except ValueError as error:
         raise VerificationError(f"{path}: damaged: {error}") from error
     _entries(manifest)
-    return manifest  # type: ignore[no-any-return]
+    return manifest
 
 
 def verify(folder: Path, manifest: Mapping[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path, PurePosixPath
 
@@ -27,6 +28,8 @@ def resolve_inside(root: Path, relative: str) -> Path:
         raise UnsafeError(f"{shown} is an address or has a drive letter; a path is relative to the project folder")
     if relative.startswith("/") or ".." in PurePosixPath(relative).parts:
         raise UnsafeError(f"{shown} leaves the project folder; a path is relative to it, without '..'")
+    if len(relative) > 1024 or any(len(os.fsencode(part)) > 255 for part in relative.split("/")):
+        raise UnsafeError(f"{shown} is too long for a file system")
     try:
         base = root.resolve()
         resolved = (base / relative).resolve()

@@ -29,7 +29,7 @@ from mlinterp.io.digests import sha256_bytes
 
 MAX_BYTES = 256 * 1024
 MAX_DEPTH = 32
-MAX_KEY_PARTS = 8
+MAX_KEY_PARTS = 6
 FieldPath = tuple[str | int, ...]
 
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -120,9 +120,10 @@ def _read_bytes(path: Path) -> bytes:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
         raise SpecError(f"cannot be opened: {os.strerror(error.errno or 0)}") from None
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise SpecError("is not a regular file")
     with open(descriptor, "rb") as handle:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise SpecError("is not a regular file")
         content = handle.read(MAX_BYTES + 1)
     if len(content) > MAX_BYTES:
         raise SpecError(f"is larger than {MAX_BYTES // 1024} KiB", allowed="a spec declares; data belong into the project's files")

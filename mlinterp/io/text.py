@@ -15,6 +15,9 @@ _JOINERS = {"\u200c", "\u200d"}
 """Format characters that words and emoji are spelt with."""
 
 _USERINFO = re.compile(r"(\b[A-Za-z][A-Za-z0-9+.-]{0,20}://)[^\s/?#@]*@")
+_SHORTEST_SECRET = 8
+"""Shorter values are taken for words (`yes`, `true`)."""
+
 _SECRET_NAME = re.compile(r"TOKEN|KEY|SECRET|PASSW", re.IGNORECASE)
 
 
@@ -46,12 +49,13 @@ def scrub(text: str) -> str:
     'cannot reach https://host/api'
     """
     text = _USERINFO.sub(r"\1", text)
-    for value in _secrets():
-        text = text.replace(value, "[secret]")
+    if len(text) >= _SHORTEST_SECRET:
+        for value in _secrets():
+            text = text.replace(value, "[secret]")
     return text
 
 
 def _secrets() -> list[str]:
-    """Values long enough not to be words; the longest first, since one may contain another."""
-    found = {value for name, value in os.environ.items() if _SECRET_NAME.search(name) and len(value) >= 8}
+    """Return the values, the longest first, since one may contain another."""
+    found = {value for name, value in os.environ.items() if _SECRET_NAME.search(name) and len(value) >= _SHORTEST_SECRET}
     return sorted(found, key=len, reverse=True)

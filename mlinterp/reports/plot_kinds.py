@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -9,7 +10,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from mlinterp.reports import plot_style as look
-from mlinterp.reports.plot_data import Axis, Series, grid_of, samples_of, series_of
+from mlinterp.reports.plot_data import Axis, Series, grid_of, label, samples_of, series_of
 from mlinterp.result import Figure, ResultTable
 
 if TYPE_CHECKING:
@@ -28,9 +29,8 @@ def draw_line(axes: Axes, figure: Figure, table: ResultTable) -> list[str]:
         order = np.argsort(x, kind="stable")[: int(np.isfinite(x).sum())]
         x, y, tint = x[order], y[order], look.colour(index)
         dots = look.marker(index) if len(x) <= 40 else ""
-        (line,) = axes.plot(
-            x, y, color=tint, linestyle=look.dash(index), marker=dots, markersize=4.5, markeredgecolor="white", markeredgewidth=0.6
-        )
+        white: dict[str, Any] = {"markersize": 4.5, "markeredgecolor": "white", "markeredgewidth": 0.6}
+        (line,) = axes.plot(x, y, color=tint, linestyle=look.dash(index), marker=dots, **white)
         if not dots:
             alone = _isolated(y)
             axes.plot(x[alone], y[alone], color=tint, linestyle="", marker=".", markersize=4)
@@ -95,7 +95,7 @@ def bar_categories(figure: Figure, table: ResultTable) -> tuple[Axis, tuple[str,
     if axis.categories is None:
         values = sorted({row.get(figure.x) for row in table.rows} - {None}, key=float)  # type: ignore[arg-type]
         rest = [row.get(figure.x) for row in table.rows if row.get(figure.x) is None]
-        axis = Axis(tuple(dict.fromkeys(_name(value) for value in [*values, *rest])))
+        axis = Axis(tuple(dict.fromkeys(label(value) for value in [*values, *rest])))
     return axis, axis.categories or ()
 
 
@@ -111,7 +111,7 @@ def draw_histogram(axes: Axes, figure: Figure, table: ResultTable) -> list[str]:
     remarks.missing(sum(1 for row in table.rows) - sum(len(values) for _, values in groups) - remarks.dropped)
     every = np.concatenate([values for _, values in groups]) if groups else np.empty(0)
     if len(every):
-        edges = _edges(every, log=figure.log_x)
+        edges = _edges(every, log=figure.log_x).tolist()
         for index, (name, values) in enumerate(groups):
             tint, several = look.colour(index), len(groups) > 1
             axes.hist(values, edges, color=tint, alpha=0.3 if several else 0.88, histtype="stepfilled" if several else "bar", rwidth=0.96)
@@ -123,12 +123,12 @@ def draw_histogram(axes: Axes, figure: Figure, table: ResultTable) -> list[str]:
     if figure.log_y:
         axes.set_yscale("log")
     else:
-        look.whole_ticks(axes.yaxis, np.zeros(1))
+        look.number_ticks(axes.yaxis, np.zeros(1))
     axes.grid(visible=False, axis="x")
     _reference(axes, figure, entries, lying=False)
     look.legend(axes, entries if len(entries) > 1 else [])
     axes.set_xlabel(look.text(figure.x_label or figure.x, 90))
-    axes.set_ylabel(look.text(figure.y_label or "count", 60))
+    axes.set_ylabel(look.side_label(figure.y_label or "count"))
     return remarks.lines
 
 
@@ -140,9 +140,9 @@ def draw_heatmap(axes: Axes, figure: Figure, table: ResultTable) -> list[str]:
     axes.grid(visible=False)
     axes.patch.set(facecolor="#F4F4F4", hatch="////", edgecolor="#BBBBBB")
     image = axes.imshow(shown, aspect="auto", interpolation="nearest", **_colours(grid.values, log=figure.log_y))
-    bar = axes.figure.colorbar(image, ax=axes, pad=0.015, fraction=0.05, aspect=28)
+    bar = axes.figure.colorbar(image, ax=axes, pad=0.015, fraction=0.05, aspect=max(20.0, 7 * _height(axes)))
     bar.outline.set_visible(False)
-    bar.set_label(look.text(figure.y[0], 60))
+    bar.set_label(look.side_label(figure.y[0]))
     for spine in axes.spines.values():
         spine.set_visible(False)
     if n_columns <= 60 and n_rows <= 60:
@@ -157,7 +157,7 @@ def draw_heatmap(axes: Axes, figure: Figure, table: ResultTable) -> list[str]:
     if np.isnan(grid.values).any():
         look.legend(axes, [(Patch(facecolor="#F4F4F4", edgecolor="#BBBBBB", hatch="////"), "no data")])
     axes.set_xlabel(look.text(figure.x_label or figure.x, 90))
-    axes.set_ylabel(look.text(figure.y_label or figure.series or "", 60))
+    axes.set_ylabel(look.side_label(figure.y_label or figure.series or ""))
     return ["cells that several rows fall into show their mean"] if grid.averaged else []
 
 
@@ -176,11 +176,20 @@ def _colours(values: np.ndarray, *, log: bool) -> dict[str, Any]:
     return {"cmap": "cividis"}
 
 
+def _height(axes: Axes) -> float:
+    return float(axes.figure.get_figheight())  # type: ignore[union-attr]
+
+
 def _write_cells(axes: Axes, image: Any, values: Any) -> None:
+    """Write every cell's number, with as many decimals as give the largest of them two digits; none where that is past four."""
+    reach = float(np.abs(values).max()) or 1.0
+    decimals = max(0, 1 - math.floor(math.log10(reach)))
+    if decimals > 4 or reach >= 1e5:
+        return
     for (row, column), value in np.ma.ndenumerate(values):
         red, green, blue, _ = image.cmap(image.norm(value))
         dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.55
-        shown = f"{value:.2f}" if 0.01 <= abs(value) < 100 or value == 0 else f"{value:.1g}" if abs(value) < 100 else f"{value:.3g}"
+        shown = f"{round(float(value), decimals) + 0.0:.{decimals}f}"
         axes.text(column, row, shown, ha="center", va="center", fontsize=7.5, color="white" if dark else look.INK)
 
 
@@ -207,7 +216,10 @@ def _isolated(y: np.ndarray) -> np.ndarray:
 
 def _bar_axes(axes: Axes, figure: Figure, categories: tuple[str, ...], lying: bool) -> None:
     along, across = (axes.yaxis, axes.xaxis) if lying else (axes.xaxis, axes.yaxis)
-    look.category_ticks(along, categories, LYING_BARS if lying else 20, rotate=not lying)
+    if lying:
+        look.category_ticks(along, categories, LYING_BARS, longest=42)
+    else:
+        look.category_ticks(along, categories, 20, rotate=True)
     along.grid(visible=False)
     across.grid(visible=True)
     if lying:
@@ -234,13 +246,13 @@ def _finish(
         if axis.categories is not None:
             look.category_ticks(axes.xaxis, axis.categories, 40, rotate=True)
         elif not figure.log_x:
-            look.whole_ticks(axes.xaxis, remarks.seen_x())
+            look.number_ticks(axes.xaxis, remarks.seen_x())
         if figure.log_x and axis.categories is None:
             axes.set_xscale("log")
         if figure.log_y:
             axes.set_yscale("log")
     axes.set_xlabel(look.text(y_label if lying else x_label, 90))
-    axes.set_ylabel(look.text(x_label if lying else y_label, 60))
+    axes.set_ylabel(look.side_label(x_label if lying else y_label))
     named = [entry for entry in entries if entry[1]]
     if gaps:
         named.append((Patch(facecolor="none", edgecolor="#BBBBBB", hatch="////"), "no data"))
@@ -252,12 +264,6 @@ def _reference(axes: Axes, figure: Figure, entries: list[tuple[Any, str]], *, ly
     if figure.reference is not None:
         line = (axes.axvline if lying else axes.axhline)(figure.reference, color=look.SOFT, linewidth=1.3, linestyle=(0, (4, 3)))
         entries.append((line, f"reference {figure.reference:.4g}"))
-
-
-def _name(value: Any) -> str:
-    from mlinterp.reports.plot_data import label
-
-    return label(value)
 
 
 class _Remarks:
@@ -286,10 +292,10 @@ class _Remarks:
         return x, y
 
     def bounds(self, series: Series) -> tuple[np.ndarray, np.ndarray]:
-        """Return the interval with NaN where it is not whole or not on a log axis."""
+        """Return the interval with NaN where it is not whole, has no value in it or cannot stand on a log axis."""
         assert series.low is not None
         assert series.high is not None
-        whole = np.isfinite(series.low) & np.isfinite(series.high)
+        whole = np.isfinite(series.low) & np.isfinite(series.high) & np.isfinite(series.y)
         if self.figure.log_y:
             whole &= series.low > 0
         return np.where(whole, series.low, np.nan), np.where(whole, series.high, np.nan)

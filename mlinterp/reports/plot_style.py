@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
@@ -97,25 +98,38 @@ def text(value: str, longest: int | None = None) -> str:
     return shown.replace("$", r"\$")
 
 
+def side_label(value: str) -> str:
+    """Return the label of an upright axis, in at most two lines that fit beside it."""
+    return "\n".join(textwrap.wrap(text(value, 56), 30)[:2])
+
+
 @lru_cache(4096)
 def _has_glyph(char: str) -> bool:
     return bool(get_font(findfont("DejaVu Sans")).get_char_index(ord(char)))
 
 
-def category_ticks(axis: DrawnAxis, labels: Sequence[str], most: int, *, rotate: bool = False) -> None:
+def category_ticks(axis: DrawnAxis, labels: Sequence[str], most: int, *, rotate: bool = False, longest: int = LONGEST_LABEL) -> None:
     """Put category labels on an axis, evenly thinned to at most `most`; long ones slant where `rotate` is set."""
+    numeric = all(name.lstrip("-").replace(".", "").isdigit() for name in labels)
+    if rotate and numeric:
+        most = min(most, 88 // (max(map(len, labels)) + 2))
     stride = -(-len(labels) // most)
     chosen = range(0, len(labels), stride)
-    shown = [text(labels[index], LONGEST_LABEL) for index in chosen]
-    slanted = rotate and sum(map(len, shown)) + 2 * len(shown) > 80
+    shown = [text(labels[index], longest) for index in chosen]
     axis.set_major_locator(FixedLocator(list(chosen)))
-    axis.set_ticklabels(shown, **({"rotation": 50, "ha": "right", "rotation_mode": "anchor"} if slanted else {}))
+    if rotate and not numeric and sum(map(len, shown)) + 2 * len(shown) > 80:
+        axis.set_ticklabels(shown, rotation=50, ha="right", rotation_mode="anchor")
+    else:
+        axis.set_ticklabels(shown)
     axis.set_tick_params(length=0 if stride == 1 else 3)
 
 
-def whole_ticks(axis: DrawnAxis, values: np.ndarray) -> None:
-    """Keep ticks on whole numbers where every value is one."""
-    if len(values) and np.all(values == np.round(values)):
+def number_ticks(axis: DrawnAxis, values: np.ndarray) -> None:
+    """Put ticks on the values themselves where they are few and far between, and on whole numbers where every value is one."""
+    distinct = np.unique(values)
+    if 1 < len(distinct) <= 10 and np.diff(distinct).min() >= 0.05 * np.ptp(distinct):
+        axis.set_major_locator(FixedLocator(distinct.tolist()))
+    elif np.all(values == np.round(values)):
         axis.set_major_locator(MaxNLocator(nbins=9, integer=True, min_n_ticks=1))
 
 

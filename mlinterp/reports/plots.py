@@ -8,11 +8,12 @@ import textwrap
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure as Canvas
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from mlinterp.errors import VerificationError
 from mlinterp.reports import plot_kinds as kinds
 from mlinterp.reports import plot_style as look
-from mlinterp.reports.plot_data import check, grid_of, numbers, series_of
+from mlinterp.reports.plot_data import Axis, check, grid_of, numbers, series_of
 from mlinterp.result import ExperimentResult, Figure, ResultTable
 
 _DRAW = {
@@ -26,14 +27,15 @@ _DRAW = {
 
 def draw_all(result: ExperimentResult) -> dict[str, bytes]:
     """Return every declared figure as PNG by name. Raises VerificationError for a figure whose table or column does not exist."""
-    drawn = {}
-    for figure in result.figures:
-        if figure.table not in result.tables:
-            raise VerificationError(
-                f"figure '{figure.name}': there is no table '{figure.table}' (there are: {', '.join(result.tables) or 'none'})"
-            )
-        drawn[figure.name] = draw(figure, result.tables[figure.table])
-    return drawn
+    return {figure.name: draw(figure, table_of(figure, result)) for figure in result.figures}
+
+
+def table_of(figure: Figure, result: ExperimentResult) -> ResultTable:
+    """Return the table a figure is declared over. Raises VerificationError where there is none."""
+    if figure.table not in result.tables:
+        there = ", ".join(result.tables) or "none"
+        raise VerificationError(f"figure '{figure.name}': there is no table '{figure.table}' (there are: {there})")
+    return result.tables[figure.table]
 
 
 def draw(figure: Figure, table: ResultTable) -> bytes:
@@ -48,8 +50,7 @@ def draw(figure: Figure, table: ResultTable) -> bytes:
 
 def paint(figure: Figure, table: ResultTable) -> Canvas:
     """Return a figure laid out but not yet drawn; call it inside `plot_style.style()`."""
-    canvas = Canvas(figsize=(look.WIDTH, _height(figure, table)), dpi=look.DPI, layout="constrained")
-    canvas.get_layout_engine().set(w_pad=0.08, h_pad=0.08)  # type: ignore[union-attr]
+    canvas = Canvas(figsize=(look.WIDTH, _height(figure, table)), dpi=look.DPI, layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08))
     axes = canvas.add_subplot()
     title = look.text(figure.title or figure.name.replace("_", " ").capitalize(), 160)
     canvas.suptitle("\n".join(textwrap.wrap(title, 78)), x=0.012, ha="left", fontsize=11.5, fontweight="bold")
@@ -69,7 +70,7 @@ def _is_empty(figure: Figure, table: ResultTable) -> bool:
         return not (values > 0 if figure.log_x else np.isfinite(values)).any()
     if figure.kind == "heatmap":
         return not table.rows or not np.isfinite(grid_of(figure, table).values).any()
-    axis = kinds.Axis.of(row.get(figure.x) for row in table.rows)
+    axis = Axis.of(row.get(figure.x) for row in table.rows)
     points = [(one.x, one.y) for one in series_of(figure, table, axis)]
     return not any((np.isfinite(x) & (y > 0 if figure.log_y else np.isfinite(y))).any() for x, y in points)
 
@@ -79,7 +80,7 @@ def _height(figure: Figure, table: ResultTable) -> float:
     if figure.kind == "heatmap" and table.rows:
         grid = grid_of(figure, table)
         longest = min(max(map(len, grid.columns)), look.LONGEST_LABEL)
-        return float(np.clip(1.6 + 0.06 * longest + 0.27 * len(grid.rows), 2.6, 14.0))
+        return float(np.clip(1.6 + 0.06 * longest + 0.27 * len(grid.rows), 3.2, 14.0))
     if figure.kind == "bar" and table.rows:
         axis, categories = kinds.bar_categories(figure, table)
         if kinds.bars_lie(categories):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
@@ -10,7 +11,7 @@ from mlinterp.spec import Frozen
 
 Architecture = Literal["relu-l1", "topk", "batchtopk", "jumprelu"]
 
-_OWN_FIELDS: dict[str, tuple[str, ...]] = {
+OWN_FIELDS: dict[str, tuple[str, ...]] = {
     "relu-l1": ("l1",),
     "topk": ("k",),
     "batchtopk": ("k",),
@@ -38,14 +39,11 @@ class SAEConfig(Frozen):
     @model_validator(mode="before")
     @classmethod
     def _own_settings_only(cls, data: Any) -> Any:
-        own = _OWN_FIELDS.get(data.get("activation")) if isinstance(data, dict) else None
-        if own is None:
-            return data
-        for field in sorted({name for names in _OWN_FIELDS.values() for name in names}):
-            if data.get(field) is not None and field not in own:
-                raise ValueError(f"{data['activation']} has no '{field}' (it has: {', '.join(own)})")
-        if "k" in own and data.get("k") is None:
-            raise ValueError(f"{data['activation']} needs k")
+        own = OWN_FIELDS.get(str(data.get("activation"))) if isinstance(data, dict) else None
+        if own is not None:
+            refuse_foreign(data["activation"], data)
+            if "k" in own and data.get("k") is None:
+                raise ValueError(f"{data['activation']} needs k")
         return data
 
     @model_validator(mode="after")
@@ -53,6 +51,14 @@ class SAEConfig(Frozen):
         if self.k is not None and self.k > self.d_sae:
             raise ValueError(f"k is {self.k}, above d_sae {self.d_sae}")
         return self
+
+
+def refuse_foreign(activation: str, settings: Mapping[str, Any]) -> None:
+    """Raise ValueError where a setting is given that belongs to another activation."""
+    own = OWN_FIELDS[activation]
+    for field in sorted({name for names in OWN_FIELDS.values() for name in names}):
+        if settings.get(field) is not None and field not in own:
+            raise ValueError(f"{activation} has no '{field}' (it has: {', '.join(own)})")
 
 
 class FitConfig(Frozen):

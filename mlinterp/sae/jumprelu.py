@@ -68,18 +68,18 @@ class JumpReLU(Activation):
     def training_acts(self, pre: Tensor) -> Tensor:
         """Return the same, with the straight-through gradient of θ."""
         assert self.config.bandwidth is not None
-        return _Jump.apply(pre, self.threshold, self.config.bandwidth)  # type: ignore[no-untyped-call, no-any-return]
+        return _Jump.apply(pre, self.threshold, self.config.bandwidth)
 
-    def penalty(self, pre: Tensor, acts: Tensor, variance: Tensor) -> Tensor:
+    def penalty(self, pre: Tensor, acts: Tensor, variance: Tensor) -> Tensor:  # noqa: ARG002 - one signature for every architecture
         """Return l0_coefficient · (L0 / target_l0 - 1)^2."""
         config = self.config
         assert config.bandwidth is not None
         assert config.target_l0 is not None
-        l0: Tensor = _Count.apply(pre, self.threshold, config.bandwidth)  # type: ignore[no-untyped-call]
+        l0: Tensor = _Count.apply(pre, self.threshold, config.bandwidth)
         return (config.l0_coefficient or 0.0) * (l0 / config.target_l0 - 1).square()
 
     @torch.no_grad()
-    def after_step(self, acts: Tensor) -> None:
+    def after_step(self, acts: Tensor) -> None:  # noqa: ARG002 - one signature for every architecture
         """Keep thresholds non-negative."""
         self.threshold.clamp_(min=0)
 

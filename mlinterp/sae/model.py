@@ -69,7 +69,7 @@ class SAE(nn.Module):
 
     def encode(self, h: Tensor) -> Tensor:
         """Return latent activations `[..., d_sae]` of activations `[..., d_in]`; each row alone, whatever the rest of the batch."""
-        return self.activation(self.pre_acts(h))  # type: ignore[no-any-return]
+        return self.activation(self.pre_acts(h))
 
     def decode(self, latent_acts: Tensor) -> Tensor:
         """Return the reconstruction `[..., d_in]` of latent activations `[..., d_sae]`."""
@@ -85,9 +85,9 @@ class SAE(nn.Module):
         return self.b_dec / self.scale
 
     def directions(self, latents: Sequence[int] | Tensor) -> Tensor:
-        """Return what one unit of each latent adds to a reconstruction, `[n, d_in]`: decode(a) = a @ directions(all) + offset.
+        """Return what one unit of each latent adds to a reconstruction, `[n, d_in]`.
 
-        Raises SpecError for a latent that this SAE does not have.
+        A whole code a decodes to a @ directions(range(d_sae)) + offset. Raises SpecError for a latent that this SAE does not have.
         """
         index = torch.as_tensor(latents, dtype=torch.long, device=self.W_dec.device).reshape(-1)
         outside = index[(index < 0) | (index >= self.config.d_sae)]

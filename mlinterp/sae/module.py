@@ -96,7 +96,7 @@ class SAEModule(ResumableModule):
         """Take over a state that `tensors` returned."""
         self.load_state_dict(dict(tensors))
 
-    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:  # noqa: ARG002 - Lightning's hook
         """Leave a chunk as it is: Lightning would rebuild the range element by element, which no range allows."""
         return batch
 
@@ -176,12 +176,12 @@ class SAEModule(ResumableModule):
             eps=EPSILON,
             maximize=False,
         )
-        sae.W_dec /= sae.W_dec.norm(dim=1, keepdim=True)
+        sae.W_dec.div_(sae.W_dec.norm(dim=1, keepdim=True))
 
     def _resample(self, x: Tensor, pre: Tensor, error: Tensor, step: int) -> None:
         """Start dead latents over once in each window of `dead_after_tokens` rows, until the learning rate begins to fall.
 
-        With AuxK only those that are negative on every row: no gradient reaches them.
+        With AuxK only those that are negative on every row of the batch.
         """
         settings = self.settings
         window = -(-settings.dead_after_tokens // settings.batch_size)

@@ -1,9 +1,10 @@
 """Bringing dead latents back.
 
-- TopK and BatchTopK: an auxiliary loss (AuxK, Gao et al. 2024, arXiv 2406.04093, appendix A.2): the dead latents with the largest
-  pre-activations model what the living ones left over.
-- ReLU and JumpReLU: resampling (Bricken et al. 2023, "Towards Monosemanticity", appendix on training): a dead latent starts over
-  from a row that is reconstructed badly.
+- AuxK, an auxiliary loss for TopK and BatchTopK (Gao et al. 2024, arXiv 2406.04093, appendix A.2): the dead latents with the
+  largest positive pre-activations model what the living ones left over, so their encoders and decoders get a gradient.
+- Resampling (Bricken et al. 2023, "Towards Monosemanticity", appendix on training): a dead latent starts over from a row that is
+  reconstructed badly. ReLU and JumpReLU have nothing else; with AuxK it is for latents that are negative on every row, which no
+  gradient reaches.
 """
 
 from __future__ import annotations
@@ -18,13 +19,9 @@ ENCODER_SHARE = 0.2
 
 
 def aux_error(sae: SAE, pre: Tensor, residual: Tensor, dead: Tensor, k: int) -> Tensor:
-    """Return the share of `residual [batch, d_in]` (no gradient) that the top k dead latents of each row leave unexplained.
-
-    The dead latents enter with the sign of their pre-activations `pre [batch, d_sae]`: behind a ReLU, one that is negative on every
-    row would get no gradient and stay dead.
-    """
+    """Return the share of `residual [batch, d_in]` (no gradient) that the top k dead latents of each row leave unexplained."""
     index = dead.nonzero()[:, 0]
-    candidates = pre[:, index]
+    candidates = torch.relu(pre[:, index])
     top = candidates.topk(min(k, len(index)), dim=1)
     acts = torch.zeros_like(candidates).scatter(1, top.indices, top.values)
     error = (residual - acts @ sae.W_dec[index]).square().sum(dim=1).mean()

@@ -96,10 +96,8 @@ class HookedSubject(Subject):
     def forward(self, batch: Batch, tap: Tap | None = None, sites: Collection[str] = (), until: Address | None = None) -> Outputs | None:
         """Run the model (see `Subject.forward`)."""
         stop = _Stop()
-        wanted = dict.fromkeys(sites if tap else ())
-        if until is not None:
-            wanted[until.site] = None
-        points = {site: self._point(site) for site in wanted}
+        wanted = {*(sites if tap else ()), *([until.site] if until else ())}
+        points = {site: self._point(site) for site in sorted(wanted, key=self._rank)}
         self.model.eval()
         with ExitStack() as installed:
             for site, point in points.items():
@@ -114,6 +112,10 @@ class HookedSubject(Subject):
         if until is not None:
             raise SpecError(f"hook point '{until.site}' is not evaluated in a forward pass of '{self.name}'", field="hook_point")
         return Outputs(logits)
+
+    def _rank(self, site: str) -> tuple[int, str]:
+        """Where a site's hook stands among those of the same module: as declared, never as a set happens to iterate."""
+        return (list(self.points).index(site) if site in self.points else len(self.points), site)
 
     def _point(self, site: str) -> HookPoint:
         if site in self.points:

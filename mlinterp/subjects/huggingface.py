@@ -52,6 +52,7 @@ class HuggingFaceSubject(HookedSubject):
             kind="huggingface",
             vocab=model.config.get_text_config().vocab_size,
         )
+        model.register_state_dict_post_hook(_own_storage)
 
     def logits(self, batch: Batch) -> Tensor:
         """Return the logits `[batch, pos, vocab]`; padding on either side is hidden from the real tokens.
@@ -148,6 +149,15 @@ def build(name: str, config: HuggingFaceConfig, root: Path) -> HuggingFaceSubjec
     if limit is not None and longest > limit:
         raise SpecError(f"contexts of {longest} tokens", field="data.context", allowed=f"this model reads at most {limit}")
     return HuggingFaceSubject(name, model, texts, {**config.model_dump(mode="json"), "data_sha256": texts.sha256})
+
+
+def _own_storage(_module: Any, state: dict[str, Tensor], _prefix: str, _metadata: Any) -> None:
+    """Give tied weights a storage each: safetensors refuses one tensor under two names."""
+    seen: set[int] = set()
+    for name, tensor in state.items():
+        if tensor.data_ptr() in seen:
+            state[name] = tensor.clone()
+        seen.add(tensor.data_ptr())
 
 
 def _is_masked(config: Any) -> bool:

@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn.functional import scaled_dot_product_attention, silu
 
 from mlinterp.subjects.trm_config import TRMModelConfig
 
@@ -39,8 +39,8 @@ StepTap = Callable[[str, int, int | None, Tensor], Tensor]
 class States(NamedTuple):
     """The two recurrent states, each `[batch, row, d]`."""
 
-    z_H: Tensor
-    z_L: Tensor
+    z_H: Tensor  # noqa: N815 - the paper's names
+    z_L: Tensor  # noqa: N815
 
 
 def inner_width(d: int, expansion: float) -> int:
@@ -77,7 +77,7 @@ class SwiGLU(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map `[..., d]` to `[..., d]`."""
         gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
-        return self.down_proj(F.silu(gate) * up)
+        return self.down_proj(silu(gate) * up)
 
 
 class Attention(nn.Module):
@@ -101,7 +101,7 @@ class Attention(nn.Module):
         """Map `[batch, row, d]` to `[batch, row, d]`."""
         batch, rows, d = x.shape
         q, k, v = self.qkv_proj(x).view(batch, rows, 3, self.n_heads, d // self.n_heads).permute(2, 0, 3, 1, 4)
-        mixed = F.scaled_dot_product_attention(self._rotate(q), self._rotate(k), v)
+        mixed = scaled_dot_product_attention(self._rotate(q), self._rotate(k), v)
         return self.o_proj(mixed.transpose(1, 2).reshape(batch, rows, d))
 
     def _rotate(self, x: Tensor) -> Tensor:

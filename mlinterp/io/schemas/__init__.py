@@ -26,4 +26,4 @@ def schema(name: str) -> dict[str, Any]:
     """Return a schema. Raises SpecError with the nearest name for one that does not exist."""
     if name not in SCHEMAS:
         raise unknown("schema", name, SCHEMAS, what="schema")
-    return json.loads(_text(name))  # type: ignore[no-any-return]
+    return json.loads(_text(name))

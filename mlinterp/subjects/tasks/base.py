@@ -25,6 +25,8 @@ Ints = NDArray[np.int64]
 Declared = TypeVar("Declared", bound=BaseModel)
 
 _PARTS = 8
+_CHUNK = 256
+"""Candidates drawn at a time."""
 _FRUITLESS = 24
 """So many chunks in a row without one new example mean that there are no more."""
 
@@ -69,6 +71,8 @@ class Task(ABC):
     def examples(self, split: Split) -> tuple[Ints, Ints]:
         """Return (inputs, targets) of a whole split, each `[example, position]`: a pure function of (options, split).
 
+        A smaller split is the beginning of a larger one.
+
         Raises SpecError where fewer different examples exist than the options ask for.
         """
         if split not in SPLITS:
@@ -82,7 +86,7 @@ class Task(ABC):
         chunk = fruitless = 0
         while len(found) < n and fruitless < _FRUITLESS:
             before = len(found)
-            inputs, targets = self._draw(split, numpy_stream(self.options.seed, self.name, split, chunk), min(n, 4096))
+            inputs, targets = self._draw(split, numpy_stream(self.options.seed, self.name, split, chunk), _CHUNK)
             for row, answer in zip(inputs, targets, strict=True):
                 found.setdefault(row.tobytes(), (row, answer))
             fruitless = 0 if len(found) > before else fruitless + 1
@@ -98,11 +102,14 @@ class Task(ABC):
 
     def check_augmentation(self) -> None:
         """Raise SpecError where this task has no augmentation or where it would carry held-out answers into training."""
-        raise SpecError(f"task {self.name} has no augmentation", field="augment", allowed="allowed: false")
+        raise self._no_augmentation()
 
-    def augment(self, inputs: Ints, targets: Ints, rng: np.random.Generator) -> tuple[Ints, Ints]:
-        """Return each example under a random symmetry of the task."""
-        raise NotImplementedError(f"task {self.name} has no augmentation")
+    def _no_augmentation(self) -> SpecError:
+        return SpecError(f"task {self.name} has no augmentation", field="augment", allowed="allowed: false")
+
+    def augment(self, inputs: Ints, targets: Ints, rng: np.random.Generator) -> tuple[Ints, Ints]:  # noqa: ARG002 - for tasks that can
+        """Return each example under a random symmetry of the task. Raises SpecError where the task has none."""
+        raise self._no_augmentation()
 
     @abstractmethod
     def token_text(self, token: int) -> str:
@@ -125,16 +132,15 @@ def in_split(keys: NDArray[Any], split: Split) -> NDArray[np.bool_]:
     return np.asarray(parts == SPLITS.index(split) - 1 if split != "train" else parts >= len(SPLITS) - 1)
 
 
-def read_options(model: type[Declared], options: Mapping[str, Any] | Declared, prefix: str) -> Declared:
+def read_options(model: type[Declared], options: Mapping[str, Any], prefix: str) -> Declared:
     """Return options in their typed model. Raises SpecError, naming field and value, for the first thing wrong."""
     try:
-        return model.model_validate(options)
+        return model.model_validate(dict(options))
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         path = [str(part) for part in first["loc"]]
-        place = ".".join([prefix, *path]) if prefix else ".".join(path)
         if first["type"] == "extra_forbidden":
-            raise SpecError("unknown option", field=place, nearest=nearest(path[-1], model.model_fields)) from None
-        shown = first["input"]
-        value = f", not {shown!r}" if isinstance(shown, str | int | float | bool) else ""
-        raise SpecError(f"{first['msg']}{value}", field=place) from None
+            raise SpecError(f"unknown option '{path[-1]}'", field=prefix, nearest=nearest(path[-1], model.model_fields)) from None
+        if first["type"] == "value_error":
+            raise SpecError(str(first["ctx"]["error"]), field=".".join([prefix, *path])) from None
+        raise SpecError(f"{first['msg']}, not {first['input']!r}", field=".".join([prefix, *path])) from None

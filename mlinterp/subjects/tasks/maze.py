@@ -8,7 +8,7 @@ the way is unique exactly where there are D + 1 of them.
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,26 +46,26 @@ class Maze(Task):
     """Mark the shortest way. Splits share no layout of walls, not even turned or mirrored."""
 
     Options: ClassVar[type[TaskOptions]] = MazeOptions
+    options: MazeOptions
     name = "maze"
     vocab = len(TOKENS)
     blank = OPEN
 
     def __init__(self, options: MazeOptions) -> None:
         super().__init__(options)
-        self.maze = options
         self.length = options.size**2
 
     def _draw(self, split: Split, rng: np.random.Generator, n: int) -> tuple[Ints, Ints]:
-        size = self.maze.size
+        size = self.options.size
         candidates = 8 * n
-        walls = rng.random((candidates, size, size)) < self.maze.walls
+        walls = rng.random((candidates, size, size)) < self.options.walls
         ends = np.where(walls, 2.0, rng.random(walls.shape)).reshape(candidates, self.length).argsort(axis=1)[:, :2]
         two_open = (~walls).sum(axis=(1, 2)) >= 2
         walls, ends = walls[two_open], ends[two_open]
         from_start, from_goal = distances(walls, ends[:, 0]), distances(walls, ends[:, 1])
         total = from_start.reshape(len(walls), self.length)[np.arange(len(walls)), ends[:, 1]]
         on_way = from_start + from_goal == total[:, None, None]
-        keep = (total >= self.maze.steps) & (total < UNREACHED) & (on_way.sum(axis=(1, 2)) == total + 1)
+        keep = (total >= self.options.steps) & (total < UNREACHED) & (on_way.sum(axis=(1, 2)) == total + 1)
         walls, ends, on_way = walls[keep], ends[keep], on_way[keep]
         mine = in_split(canonical(walls), split)
         inputs = np.where(walls[mine], WALL, OPEN).reshape(mine.sum(), self.length)
@@ -79,7 +79,7 @@ class Maze(Task):
 
     def augment(self, inputs: Ints, targets: Ints, rng: np.random.Generator) -> tuple[Ints, Ints]:
         """Return each maze under a random one of the 8 turns and reflections of the square."""
-        size = self.maze.size
+        size = self.options.size
         cells = np.stack([turned.reshape(-1) for turned in symmetries(np.arange(self.length).reshape(1, size, size))])
         chosen = cells[rng.integers(8, size=len(inputs))]
         return np.take_along_axis(inputs, chosen, axis=1), np.take_along_axis(targets, chosen, axis=1)
@@ -90,13 +90,14 @@ class Maze(Task):
 
     def render(self, tokens: Ints) -> str:
         """Return the maze in lines."""
-        return "\n".join("".join(TOKENS[cell] for cell in row) for row in np.asarray(tokens).reshape(self.maze.size, -1))
+        return "\n".join("".join(TOKENS[cell] for cell in row) for row in np.asarray(tokens).reshape(self.options.size, -1))
 
 
 def distances(walls: Bools, start: Ints) -> Ints:
-    """Return the steps from one cell (`start`, row-major, `[maze]`) to each cell of mazes `[maze, k, k]`; `UNREACHED` where there is no way.
+    """Return the steps from one cell (`start`, row-major, `[maze]`) to each cell of mazes `[maze, k, k]`.
 
-    Breadth first, all mazes at once: in round d the neighbours of the cells at distance d - 1 that are open and new are at distance d.
+    `UNREACHED` where there is no way. Breadth first, all mazes at once: in round d the neighbours of the cells at distance d - 1 that
+    are open and new are at distance d.
     """
     n, size, _ = walls.shape
     steps = np.full(walls.shape, UNREACHED)
@@ -112,14 +113,15 @@ def distances(walls: Bools, start: Ints) -> Ints:
     return steps
 
 
-def symmetries(grids: NDArray[np.generic]) -> list[NDArray[np.generic]]:
+def symmetries(grids: NDArray[Any]) -> list[NDArray[Any]]:
     """Return grids `[n, k, k]` under the 8 symmetries of the square."""
     return [np.rot90(flipped, turns, axes=(1, 2)) for flipped in (grids, grids[:, :, ::-1]) for turns in range(4)]
 
 
 def canonical(walls: Bools) -> NDArray[np.uint8]:
     """Return a key `[maze, bytes]` that is equal for layouts that are turned or mirrored copies of each other: their smallest form."""
-    packed = np.stack([np.packbits(turned.reshape(len(walls), -1), axis=1) for turned in symmetries(walls)])
+    cells = walls.shape[1] * walls.shape[2]
+    packed = np.stack([np.packbits(turned.reshape(len(walls), cells), axis=1) for turned in symmetries(walls)])
     smallest = packed[0]
     for form in packed[1:]:
         differs = form != smallest

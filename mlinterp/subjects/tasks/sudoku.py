@@ -57,11 +57,11 @@ class Sudoku(Task):
     """Fill in the blanks so that each row, column and box holds every digit once."""
 
     Options: ClassVar[type[TaskOptions]] = SudokuOptions
+    options: SudokuOptions
     blank = 0
 
     def __init__(self, options: SudokuOptions) -> None:
         super().__init__(options)
-        self.sudoku = options
         self.name = options.name
         self.geometry = geometry(options.size)
         self.length = options.size**2
@@ -70,22 +70,22 @@ class Sudoku(Task):
             self.shared = "train and test share solution grids, though no puzzle"
 
     def _draw(self, split: Split, rng: np.random.Generator, n: int) -> tuple[Ints, Ints]:
-        by = self.sudoku.split_by
+        by = self.options.split_by
         grids = random_grids(n * (1 if split == "train" else 4), self.geometry, rng)
         if by != "puzzle":
             grids = grids[in_split(relabelled(grids) if by == "class" else grids, split)]
-        low, high = self.sudoku.blanks
+        low, high = self.options.blanks
         goal = rng.integers(low, high + 1, size=len(grids))
         order = rng.random(grids.shape).argsort(axis=1)
         puzzles = dig(grids, self.geometry, order, goal)
-        keep = np.full(len(grids), True) if self.sudoku.minimal else (puzzles == 0).sum(axis=1) == goal
+        keep = np.full(len(grids), True) if self.options.minimal else (puzzles == 0).sum(axis=1) == goal
         if by == "puzzle":
             keep &= in_split(puzzles, split)
         return puzzles[keep], grids[keep]
 
     def check_augmentation(self) -> None:
         """Raise SpecError where renaming the digits of a training grid can make a held-out one."""
-        if self.sudoku.split_by == "solution":
+        if self.options.split_by == "solution":
             raise SpecError(
                 "renamed digits turn training solutions into held-out ones when split_by is 'solution'",
                 field="augment",
@@ -114,7 +114,7 @@ class Sudoku(Task):
 
 
 def relabelled(grids: Ints) -> Ints:
-    """Return full grids `[grid, cell]` with their digits renamed so that the first row reads 1, 2, 3, …
+    """Return full grids `[grid, cell]` with their digits renamed so that the first row reads 1, 2, 3 and so on.
 
     >>> relabelled(np.array([[2, 1, 1, 2]]))[0].tolist()
     [1, 2, 2, 1]

@@ -1,0 +1,274 @@
+"""Projects: a folder with `project.yaml`, which names the subjects that its specs speak of; and the way from a spec file to a Spec.
+
+    name: trm_sudoku
+    description: What a small recursive model computes on the way to a solved grid.
+    subjects:
+      trm4: {kind: trm, task: {name: sudoku4}}
+      mine: {kind: factory, factory: "subject.py:build", options: {width: 8}}
+
+A `factory` is a Python function of the project's own, `(name, options, root) -> Subject`. It is named here and never in a spec, so
+that a spec from a stranger runs no code of theirs.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import BaseModel, Field, PrivateAttr, StringConstraints, ValidationError
+
+from mlinterp.errors import SpecError, unknown
+from mlinterp.io.paths import resolve_inside
+from mlinterp.io.specfile import Document, read_document
+from mlinterp.refusals import from_validation
+from mlinterp.spec import Frozen, Name, Prose, Spec
+
+if TYPE_CHECKING:
+    from mlinterp.subjects.base import Subject
+
+PROJECT_FILE = "project.yaml"
+
+
+class FactoryConfig(Frozen):
+    """A subject that the project's own Python builds."""
+
+    kind: Literal["factory"] = "factory"
+    factory: Annotated[str, StringConstraints(max_length=300, pattern=r"^[^:]+\.py:[A-Za-z_][A-Za-z0-9_]*$")] = Field(
+        description="file inside the project and function in it, such as subject.py:build"
+    )
+    options: dict[str, Any] = Field({}, description="passed to the function as they are")
+
+
+_KINDS: Mapping[str, tuple[str, str, str]] = {
+    "huggingface": ("mlinterp.subjects.huggingface_config", "HuggingFaceConfig", "mlinterp.subjects.huggingface"),
+    "trm": ("mlinterp.subjects.trm_config", "TRMConfig", "mlinterp.subjects.trm"),
+}
+"""Kind of a subject to the module and class of its settings (torch-free) and the module that builds it (imported only then)."""
+
+
+class Project(Frozen):
+    """A project file."""
+
+    name: Name
+    description: Prose = ""
+    subjects: dict[Name, dict[str, Any]] = Field({})
+    hypotheses: dict[str, Any] = Field({})
+    gates: dict[str, Any] = Field({})
+    _document: Document = PrivateAttr()
+    _configs: dict[str, BaseModel] = PrivateAttr(default_factory=dict)
+
+    @property
+    def root(self) -> Path:
+        """The project's folder, absolute; what the file names lies below it."""
+        return self._document.path.resolve().parent
+
+    @property
+    def workspace(self) -> Path:
+        """The folder that holds the store and what runs leave behind."""
+        return find_workspace(self.root)
+
+    def subject_config(self, name: str) -> dict[str, Any]:
+        """Return a subject's settings, complete with defaults, as JSON values. Raises SpecError with the nearest name."""
+        return self._config(name).model_dump(mode="json")
+
+    def load_subject(self, name: str) -> Subject:
+        """Build a subject. Raises SpecError for an unknown one and for a factory that is not there or returns something else."""
+        config = self._config(name)
+        if isinstance(config, FactoryConfig):
+            return self._made(name, config)
+        _, _, builder = _KINDS[str(config.kind)]  # type: ignore[attr-defined]
+        subject: Subject = importlib.import_module(builder).build(name, config, self.root)
+        return subject
+
+    def _config(self, name: str) -> BaseModel:
+        if name not in self._configs:
+            raise unknown("subject", name, self._configs, what="subject")
+        return self._configs[name]
+
+    def _made(self, name: str, config: FactoryConfig) -> Subject:
+        from mlinterp.subjects.base import Subject
+
+        field = f"subjects.{name}.factory"
+        file, _, function = config.factory.rpartition(":")
+        path = resolve_inside(self.root, file)
+        module = importlib.util.module_from_spec(
+            found := importlib.util.spec_from_file_location(f"mlinterp_project_{self.name}_{path.stem}", path)  # type: ignore[arg-type]
+        )
+        assert found is not None
+        assert found.loader is not None
+        try:
+            found.loader.exec_module(module)
+        except FileNotFoundError:
+            raise self._document.place(SpecError(f"{file} is not in {self.root}", field=field)) from None
+        except SyntaxError as error:
+            raise self._document.place(SpecError(f"{file}:{error.lineno}: {error.msg}", field=field)) from error
+        build = getattr(module, function, None)
+        if not callable(build):
+            names = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+            raise self._document.place(unknown(field, function, names, what=f"function of {file}"))
+        subject = build(name, dict(config.options), self.root)
+        if not isinstance(subject, Subject):
+            problem = f"{config.factory} returned a {type(subject).__name__}"
+            raise self._document.place(SpecError(problem, field=field, allowed="expected a mlinterp.subjects.base.Subject"))
+        return subject
+
+
+@dataclass(frozen=True)
+class LoadedSpec:
+    """A spec and the file that it was read from.
+
+    Attributes:
+        spec: what is asked.
+        document: the file as it was written.
+        overrides: values from the command line that took the file's place, by dotted field.
+    """
+
+    spec: Spec
+    document: Document
+    overrides: Mapping[str, Any]
+
+    def place(self, error: SpecError) -> SpecError:
+        """Return an error with file and line, or with `--set` where the command line gave the value."""
+        return _place(error, self.document, self.overrides)
+
+
+def load_spec(path: str | os.PathLike[str], overrides: Mapping[str, Any] | None = None) -> LoadedSpec:
+    """Read a spec file and validate its envelope.
+
+    Args:
+        path: the file.
+        overrides: values that take the place of the file's, by dotted field such as `variables.k` or `steps.0.seed`.
+
+    Raises:
+        SpecError: the first thing wrong, with file and line.
+    """
+    document, overrides = read_document(path), dict(overrides or {})
+    try:
+        return LoadedSpec(parse_spec(override(document.data, overrides)), document, overrides)
+    except SpecError as error:
+        raise _place(error, document, overrides) from None
+
+
+def parse_spec(data: Mapping[str, Any]) -> Spec:
+    """Return plain data as a Spec. Raises SpecError for the first thing wrong."""
+    try:
+        return Spec.model_validate(data)
+    except ValidationError as error:
+        raise from_validation(error, model=Spec) from None
+
+
+def override(data: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a copy of plain data in which dotted fields have new values; blocks that are missing on the way are made.
+
+    >>> override({"variables": {"k": 4}}, {"variables.k": 8, "variables.sae.d": 2})
+    {'variables': {'k': 8, 'sae': {'d': 2}}}
+    """
+    result: Any = _copy(data)
+    for field, value in values.items():
+        *above, leaf = field.split(".")
+        target: Any = result
+        for part in above:
+            target = target.setdefault(part, {}) if isinstance(target, dict) else target[_index(target, part, field)]
+        if isinstance(target, dict):
+            target[leaf] = value
+        else:
+            target[_index(target, leaf, field)] = value
+    return dict(result)
+
+
+def find_project(start: str | os.PathLike[str]) -> Project:
+    """Return the project that a spec file or folder belongs to: the nearest `project.yaml` up to the workspace's root.
+
+    Raises SpecError where there is none, and for the first thing wrong with it.
+    """
+    folder = _folder(start)
+    workspace = find_workspace(folder)
+    for candidate in (folder, *folder.parents):
+        if (candidate / PROJECT_FILE).is_file():
+            return read_project(candidate / PROJECT_FILE)
+        if candidate == workspace:
+            break
+    raise SpecError(
+        f"no {PROJECT_FILE} in {_near(folder)} or above it",
+        allowed="a spec lies in a project: a folder whose project.yaml has `name` and `subjects`",
+    )
+
+
+def read_project(path: Path) -> Project:
+    """Read and validate a project file, every subject included. Raises SpecError with file and line."""
+    document = read_document(_near(path))
+    try:
+        project = Project.model_validate(document.data)
+        configs = {name: _subject_config(name, block) for name, block in project.subjects.items()}
+    except ValidationError as error:
+        raise document.place(from_validation(error, model=Project)) from None
+    except SpecError as error:
+        raise document.place(error) from None
+    project._document = document
+    project._configs = configs
+    return project
+
+
+def find_workspace(start: str | os.PathLike[str]) -> Path:
+    """Return the nearest folder at or above `start` that has `MLproject`, `projects/` or `pyproject.toml`; else `start`'s folder."""
+    folder = _folder(start)
+    for candidate in (folder, *folder.parents):
+        if (candidate / "MLproject").is_file() or (candidate / "projects").is_dir() or (candidate / "pyproject.toml").is_file():
+            return candidate
+    return folder
+
+
+def _subject_config(name: str, block: Mapping[str, Any]) -> BaseModel:
+    prefix = f"subjects.{name}"
+    kinds, kind = [*_KINDS, "factory"], block.get("kind")
+    if kind is None:
+        raise SpecError("is missing", field=f"{prefix}.kind", allowed=f"allowed: {', '.join(kinds)}")
+    if kind not in kinds:
+        raise unknown(f"{prefix}.kind", str(kind), kinds, what="kind of subject")
+    model: type[BaseModel] = FactoryConfig
+    if kind != "factory":
+        module, class_name, _ = _KINDS[kind]
+        model = getattr(importlib.import_module(module), class_name)
+    try:
+        return model.model_validate(block)
+    except ValidationError as error:
+        raise from_validation(error, model=model, prefix=prefix) from None
+
+
+def _place(error: SpecError, document: Document, overrides: Mapping[str, Any]) -> SpecError:
+    field = error.field or ""
+    if any(field == given or field.startswith(f"{given}.") for given in overrides):
+        return error.at("--set")
+    return document.place(error)
+
+
+def _copy(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _copy(item) for key, item in value.items()}
+    return [_copy(item) for item in value] if isinstance(value, list) else value
+
+
+def _index(target: Any, part: str, field: str) -> int:
+    if not isinstance(target, list):
+        raise SpecError(f"'{part}' lies below a value that is no block", field=field)
+    if not part.isdecimal() or int(part) >= len(target):
+        raise SpecError(
+            f"'{part}' is no entry of a list of {len(target)}", field=field, allowed=f"0 to {len(target) - 1}" if target else None
+        )
+    return int(part)
+
+
+def _folder(start: str | os.PathLike[str]) -> Path:
+    path = Path(start).resolve()
+    return path if path.is_dir() else path.parent
+
+
+def _near(path: Path) -> Path:
+    """Return a path as seen from the working folder where it lies below it, since that is how people name it."""
+    here = Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) else path

@@ -1,0 +1,177 @@
+"""What an SAE does to behaviour: the subject runs clean, with the reconstruction in place of the activation, and with it ablated.
+
+    ce_loss_recovered = (ce_loss_ablated - ce_loss_with_sae) / (ce_loss_ablated - ce_loss_clean)
+
+Losses are nats a scored position, over log_softmax(logits) in float64. One number hides which of three losses moved, so all three
+are returned, and accuracy beside them: where the answer is saturated, losses still move.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor
+
+from mlinterp.errors import ExperimentError
+from mlinterp.sae.model import SAE
+from mlinterp.subjects.base import Address, Batch, Examples, Subject
+
+NOTHING_LOST = 1e-9
+"""Nats a position below which an ablation cost nothing."""
+
+
+@dataclass(frozen=True)
+class Behaviour:
+    """One way of running the subject, scored."""
+
+    ce_loss: float
+    """Nats a scored position."""
+    token_acc: float
+    """Share of scored positions that are right."""
+    exact: float
+    """Share of examples with every scored position right."""
+    kl_div: float
+    """KL(clean || this), nats a scored position; 0 for the clean run."""
+
+
+@dataclass(frozen=True)
+class Substitution:
+    """Four ways of running the same examples."""
+
+    n_examples: int
+    """Examples with at least one scored position."""
+    n_tokens: int
+    """Scored positions."""
+    clean: Behaviour
+    with_sae: Behaviour
+    ablated_zero: Behaviour
+    ablated_mean: Behaviour
+
+    @property
+    def ce_loss_recovered(self) -> float | None:
+        """Share of the loss of zero ablation that the SAE wins back; None where ablation costs nothing."""
+        return self._recovered(self.ablated_zero)
+
+    @property
+    def ce_loss_recovered_mean(self) -> float | None:
+        """The same against mean ablation."""
+        return self._recovered(self.ablated_mean)
+
+    def numbers(self) -> dict[str, float | None]:
+        """Return every number under its name in the field; `ablated` without more is zero ablation."""
+        named = {"clean": self.clean, "with_sae": self.with_sae, "ablated": self.ablated_zero, "ablated_mean": self.ablated_mean}
+        found: dict[str, float | None] = {f"ce_loss_{name}": run.ce_loss for name, run in named.items()}
+        found |= {"ce_loss_recovered": self.ce_loss_recovered, "ce_loss_recovered_mean": self.ce_loss_recovered_mean}
+        found |= {f"kl_div_{name}": run.kl_div for name, run in named.items() if name != "clean"}
+        found |= {f"token_acc_{name}": run.token_acc for name, run in named.items()}
+        return found | {f"exact_{name}": run.exact for name, run in named.items()}
+
+    def table(self) -> list[dict[str, str | float]]:
+        """Return one line for each way of running."""
+        named = {"clean": self.clean, "with SAE": self.with_sae, "ablated (zero)": self.ablated_zero, "ablated (mean)": self.ablated_mean}
+        return [{"run": name, **asdict(run)} for name, run in named.items()]
+
+    def payload(self) -> dict[str, float | None]:
+        """Return the block of `sae_metrics.json`: its fixed names, then every number. What is not finite is None."""
+        fixed = {
+            "exact_baseline": self.clean.exact,
+            "exact_recon": self.with_sae.exact,
+            "token_baseline": self.clean.token_acc,
+            "token_recon": self.with_sae.token_acc,
+            "kl": self.with_sae.kl_div,
+        }
+        return {name: value if value is not None and math.isfinite(value) else None for name, value in {**fixed, **self.numbers()}.items()}
+
+    def _recovered(self, ablated: Behaviour) -> float | None:
+        lost = ablated.ce_loss - self.clean.ce_loss
+        return (ablated.ce_loss - self.with_sae.ce_loss) / lost if abs(lost) > NOTHING_LOST else None
+
+
+class _Score:
+    """Sums for one way of running."""
+
+    def __init__(self) -> None:
+        self.ce = self.kl = 0.0
+        self.right = self.exact = self.tokens = self.examples = 0
+
+    def add(self, batch: Batch, logits: Tensor, clean: Tensor) -> None:
+        """Add a batch, given its log-probabilities `[batch, pos, vocab]` now and in the clean run."""
+        scored = batch.scored
+        right = logits.argmax(dim=-1) == batch.targets
+        counted = scored.any(dim=1)
+        targets = batch.targets[scored]
+        self.ce -= float(logits[scored].gather(1, targets[:, None]).sum())
+        chance = clean[scored].exp()
+        self.kl += float(torch.where(chance > 0, chance * (clean[scored] - logits[scored]), 0).sum())
+        self.right += int(right[scored].sum())
+        self.exact += int((right | ~scored).all(dim=1)[counted].sum())
+        self.tokens += int(scored.sum())
+        self.examples += int(counted.sum())
+
+    def behaviour(self) -> Behaviour:
+        return Behaviour(self.ce / self.tokens, self.right / self.tokens, self.exact / self.examples, self.kl / self.tokens)
+
+
+@torch.no_grad()
+def substitute(
+    subject: Subject,
+    examples: Examples,
+    sae: SAE,
+    addresses: Collection[Address],
+    *,
+    mean: Tensor,
+    positions: str | Sequence[int] = "tokens",
+    batch_size: int = 32,
+) -> Substitution:
+    """Run every example clean, with the SAE, zero-ablated and mean-ablated at the given evaluations and rows.
+
+    Args:
+        subject: whose behaviour.
+        examples: which examples; positions that are not scored do not count.
+        sae: its reconstruction decode(encode(h)) takes the place of h.
+        addresses: evaluations where it does.
+        mean: `[d_in]`, what mean ablation puts there.
+        positions: rows where it does, as `Subject.positions` takes them.
+        batch_size: examples a forward pass.
+
+    Raises ExperimentError where no position is scored.
+    """
+    edits: dict[str, Callable[[Tensor], Tensor] | None] = {
+        "clean": None,
+        "with_sae": lambda h: sae.to(h.device)(h),
+        "ablated_zero": torch.zeros_like,
+        "ablated_mean": lambda h: mean.to(h).expand_as(h),
+    }
+    scores = {name: _Score() for name in edits}
+    for batch in examples.batches(batch_size):
+        rows = subject.positions(batch, positions)
+        clean: Tensor | None = None
+        for name, edit in edits.items():
+            logits = _log_probs(subject, batch, addresses, rows, edit)
+            clean = logits if clean is None else clean
+            scores[name].add(batch, logits, clean)
+    if not scores["clean"].tokens:
+        raise ExperimentError("no position of these examples is scored, so there is no loss to compare")
+    done = {name: score.behaviour() for name, score in scores.items()}
+    return Substitution(n_examples=scores["clean"].examples, n_tokens=scores["clean"].tokens, **done)
+
+
+def _log_probs(
+    subject: Subject, batch: Batch, addresses: Collection[Address], rows: Tensor, edit: Callable[[Tensor], Tensor] | None
+) -> Tensor:
+    """Return log-probabilities `[batch, pos, vocab]`, float64 on the CPU, with `edit` applied to the chosen rows."""
+
+    def tap(address: Address, h: Tensor) -> Tensor:
+        if edit is None or address not in addresses:
+            return h
+        where = rows.to(h.device)
+        edited = h.clone()
+        edited[where] = edit(h[where]).to(h.dtype)
+        return edited
+
+    outputs = subject.forward(batch, tap=None if edit is None else tap, sites={address.site for address in addresses})
+    assert outputs is not None
+    return torch.log_softmax(outputs.logits.double(), dim=-1).cpu()

@@ -1,0 +1,166 @@
+"""Starting points for people: a commented spec for any experiment type, and the JSON Schema that editors complete specs from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from pydantic.json_schema import models_json_schema
+from pydantic_core import to_jsonable_python
+
+from mlinterp.errors import SpecError
+from mlinterp.experiments import catalog
+from mlinterp.experiments.base import Experiment
+from mlinterp.io.specfile import parse_value
+from mlinterp.project import Project
+from mlinterp.refusals import aliases, describe
+from mlinterp.spec import Spec, Step
+
+_CHAIN = ("subject", "trace", "sae")
+"""What a study makes on its way, each from the ones before."""
+
+
+def new_spec(name: str, project: Project | None = None) -> str:
+    """Return a commented YAML spec of a type, or of a study over the usual chain. Raises SpecError for an unknown type."""
+    if name == "study":
+        return _study(project)
+    experiment = catalog.find(name)
+    data = _filled(experiment, project)
+    lines = [
+        f"# {experiment.summary}",
+        "# Check it with `mlinterp validate FILE`, run it with `mlinterp run FILE`.",
+        f"type: {experiment.type}",
+    ]
+    for key, value in data.items():
+        if key == "variables":
+            lines += ["variables:", *_block(experiment.Variables, value, 1)]
+        else:
+            lines += _entry(key, value, 0)
+    if "variables" not in data:
+        lines += ["# variables:", *(f"# {line}" for line in _block(experiment.Variables, {}, 1))]
+    return "\n".join(lines) + "\n"
+
+
+def schema(name: str | None = None) -> dict[str, Any]:
+    """Return the JSON Schema of every spec, or of one type's with its variables in place."""
+    if name is None:
+        found, shared = models_json_schema([(Spec, "validation")])
+    else:
+        experiment = catalog.find(name)
+        found, shared = models_json_schema([(Spec, "validation"), (experiment.Variables, "validation")])
+    definitions = shared["$defs"]
+    envelope = dict(definitions.pop(_reference(found, Spec).rpartition("/")[2]))
+    for model, block in ((Spec, envelope), (Step, definitions["Step"])):
+        block["properties"] |= {
+            alias: block["properties"][field] for field, info in model.model_fields.items() for alias in aliases(field, info)
+        }
+    if name is not None:
+        envelope["properties"] |= {
+            "type": {"enum": [experiment.type, *experiment.aliases]},
+            "variables": {"$ref": _reference(found, experiment.Variables)},
+        }
+        envelope["title"] = f"mlinterp spec: {experiment.type}"
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **envelope, "$defs": definitions}
+
+
+def _reference(found: Mapping[Any, Mapping[str, Any]], model: type[BaseModel]) -> str:
+    return str(found[(model, "validation")]["$ref"])
+
+
+def _filled(experiment: Experiment, project: Project | None) -> dict[str, Any]:
+    """Return a type's example with a subject that the project has and the inputs that the type needs."""
+    data = {key: value for key, value in experiment.example.items() if key != "type"}
+    if "subject" in data and project is not None and project.subjects and data["subject"] not in project.subjects:
+        data["subject"] = next(iter(project.subjects))
+    needed = {role: "latest" for role, required in experiment.inputs.items() if required}
+    if needed:
+        data["inputs"] = {**needed, **data.get("inputs", {})}
+    order = [key for key in ("subject", "feature_id", "hypothesis", "inputs") if key in data]
+    return {key: data[key] for key in [*order, *(key for key in data if key not in order)]}
+
+
+def _study(project: Project | None) -> str:
+    makers = {experiment.produces: experiment for experiment in reversed(catalog.experiments().values()) if experiment.produces}
+    chain = [makers[role] for role in _CHAIN if role in makers]
+    if not chain:
+        raise SpecError("no experiment type makes anything that a study could pass on", field="type")
+    subject = next((data["subject"] for data in (_filled(experiment, project) for experiment in chain) if "subject" in data), None)
+    lines = [
+        "# A study: named steps in order, under one hypothesis. `@NAME` is what an earlier step has made.",
+        "# Check it with `mlinterp validate FILE`, run it with `mlinterp run FILE`.",
+        "type: study",
+        *([f"subject: {_scalar(subject)}"] if subject else []),
+        "description: What is asked, and what answer is expected.",
+        "seed: 0",
+        "steps:",
+    ]
+    made: dict[str, str] = {}
+    for experiment in chain:
+        data = _filled(experiment, project)
+        inputs = {role: f"@{made[role]}" for role in experiment.inputs if role in made}
+        lines += [f"  # {experiment.summary}", f"  - name: {experiment.type}", f"    type: {experiment.type}"]
+        lines += _entry("inputs", inputs, 2) if inputs else []
+        lines += ["    variables:", *_block(experiment.Variables, data["variables"], 3)] if data.get("variables") else []
+        made[str(experiment.produces)] = experiment.type
+    return "\n".join(lines) + "\n"
+
+
+def _block(model: type[BaseModel], given: Mapping[str, Any], depth: int) -> Iterator[str]:
+    """Yield a block's lines: each field's comment, then its value, commented out where the example leaves the default."""
+    indent = "  " * depth
+    for name, info in model.model_fields.items():
+        yield f"{indent}# {_explained(info)}"
+        if name not in given:
+            yield f"{indent}# {name}: {_flow(_default(info))}"
+            continue
+        inner = info.annotation
+        if isinstance(given[name], Mapping) and isinstance(inner, type) and issubclass(inner, BaseModel):
+            yield f"{indent}{name}:"
+            yield from _block(inner, given[name], depth + 1)
+        else:
+            yield from _entry(name, given[name], depth)
+
+
+def _explained(info: FieldInfo) -> str:
+    words = (info.description or "").rstrip(".").replace("\n", " ")
+    kind = describe(info.annotation, info.metadata)
+    kind = "required; " + kind if info.is_required() else kind
+    return f"{words} ({kind})" if words else kind
+
+
+def _default(info: FieldInfo) -> Any:
+    if info.is_required():
+        return None
+    return to_jsonable_python(info.get_default(call_default_factory=True, validated_data={}))
+
+
+def _entry(key: str, value: Any, depth: int) -> list[str]:
+    """Return a key and its value: a block or a list of blocks below it, anything else behind it."""
+    indent = "  " * depth
+    if isinstance(value, Mapping) and value:
+        return [f"{indent}{_scalar(key)}:", *(line for name, item in value.items() for line in _entry(name, item, depth + 1))]
+    if isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
+        return [f"{indent}{_scalar(key)}:", *(f"{indent}  - {_flow(item)}" for item in value)]
+    return [f"{indent}{_scalar(key)}: {_flow(value)}"]
+
+
+def _flow(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{_scalar(key)}: {_flow(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(_flow(item) for item in value) + "]"
+    return _scalar(value)
+
+
+def _scalar(value: Any) -> str:
+    """Return a scalar as YAML that our reader reads back as the same; a text goes unquoted where it may."""
+    if not isinstance(value, str):
+        return json.dumps(value)
+    try:
+        bare = "\n" not in value and parse_value(f"[{value}]") == [value] and parse_value(f"{value}: 0") == {value: 0}
+    except SpecError:
+        bare = False
+    return value if bare else json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,145 @@
+"""The model registry: registering a version, and from `models:/NAME@alias` or `models:/NAME/VERSION` to verified files."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mlinterp.errors import SpecError, VerificationError, nearest
+from mlinterp.io.digests import sha256_json
+from mlinterp.io.manifest import read_manifest, verify
+from mlinterp.tracking.store import Store, open_store
+
+if TYPE_CHECKING:
+    from mlinterp.sae.model import SAE
+
+_REFERENCE = re.compile(r"models:/([^/@:]+)(?:@([A-Za-z0-9_-]+)|/([0-9]{1,9}))")
+
+
+@dataclass(frozen=True)
+class ResolvedModel:
+    """A registered model as files at hand.
+
+    Attributes:
+        path: folder with its files under their fixed names (`sae.pt`, …, or `subject/`).
+        name, version: what it is registered as.
+        model_id: the logged model behind the version.
+        run_id: the run that made it.
+        digest: digest of its content.
+    """
+
+    path: Path
+    name: str
+    version: int
+    model_id: str
+    run_id: str | None
+    digest: str
+
+
+DATA = "data"
+"""The folder inside a model that holds its files."""
+DIGEST_TAG = "mlinterp.digest"
+
+
+def content_digest(data: Path) -> str:
+    """Return what a model's data says, as one digest over its manifest; equal for the same files as artifacts of a run."""
+    entries = read_manifest(data)["files"]
+    return sha256_json({name: entry["content_digest"] for name, entry in entries.items() if not name.endswith(".sha256")})
+
+
+def register(store: Store, name: str, model_id: str, run_id: str, tags: Mapping[str, str], *, alias: str) -> int:
+    """Register a logged model as the next version of `name`, point `alias` at it, and return the version."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        store.client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    made = store.client.create_model_version(name, f"models:/{model_id}", run_id=run_id, tags=dict(tags), model_id=model_id)
+    store.client.set_registered_model_alias(name, alias, str(made.version))
+    return int(made.version)
+
+
+def resolve_model(store: Store, reference: str) -> ResolvedModel:
+    """Return the verified files of a registered model.
+
+    Raises SpecError, with the nearest name, for a reference to nothing, and VerificationError for files that are not what was
+    registered.
+    """
+    version = _find(store, reference)
+    model = store.client.get_logged_model(version.model_id)
+    digest = {**model.tags, **version.tags}.get(DIGEST_TAG)
+    if digest is None:
+        raise VerificationError(f"{reference}: is no model of mlinterp (it has no tag {DIGEST_TAG})")
+    folder = store.cache / "models" / version.model_id
+    if not _holds(folder, digest):
+        _download(store, version.model_id, folder)
+        if not _holds(folder, digest):
+            raise VerificationError(f"{reference}: its files are not the ones that were registered (tag {DIGEST_TAG})")
+    return ResolvedModel(folder / DATA, version.name, int(version.version), version.model_id, version.run_id or model.source_run_id, digest)
+
+
+def load_sae(reference: str, *, workspace: Path | None = None, uri: str | None = None) -> SAE:
+    """Load a registered SAE, verified. The store is found as `open_store` does, from the current folder unless told otherwise."""
+    from mlinterp.sae.checkpoint import load_sae as load_files
+
+    return load_files(resolve_model(open_store(workspace or Path.cwd(), uri), reference).path)
+
+
+def _find(store: Store, reference: str) -> Any:
+    from mlflow.exceptions import MlflowException
+
+    parsed = _REFERENCE.fullmatch(reference)
+    if parsed is None:
+        raise SpecError(f"'{reference[:80]}' names no registered model", allowed="models:/NAME@alias or models:/NAME/VERSION")
+    name, alias, number = parsed.groups()
+    try:
+        if alias is not None:
+            return store.client.get_model_version_by_alias(name, alias)
+        return store.client.get_model_version(name, number)
+    except MlflowException as error:
+        if error.error_code not in {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}:
+            raise
+    try:
+        model = store.client.get_registered_model(name)
+    except MlflowException:
+        known = [model.name for model in store.client.search_registered_models(max_results=1000)]
+        few = ", ".join(known[:10]) + (", …" if len(known) > 10 else "")
+        raise SpecError(f"no model '{name}' is registered", allowed=f"registered: {few or 'none'}", nearest=nearest(name, known)) from None
+    if alias is not None:
+        aliases = sorted(model.aliases)
+        raise SpecError(
+            f"model '{name}' has no alias '{alias}'", allowed=f"it has: {', '.join(aliases) or 'none'}", nearest=nearest(alias, aliases)
+        )
+    newest = max((int(version.version) for version in store.client.search_model_versions(f"name = '{name}'")), default=0)
+    raise SpecError(f"model '{name}' has no version {number}", allowed=f"the newest is {newest}")
+
+
+def _holds(folder: Path, digest: str) -> bool:
+    """Whether a cached model is whole and is the one meant."""
+    try:
+        manifest = read_manifest(folder / DATA)
+        verify(folder / DATA, manifest)
+    except VerificationError:
+        return False
+    return content_digest(folder / DATA) == digest
+
+
+def _download(store: Store, model_id: str, folder: Path) -> None:
+    """Fetch a logged model's files; the folder appears whole or not at all."""
+    import mlflow.artifacts
+
+    from mlinterp.tracking.connection import reaching
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{model_id}.", dir=folder.parent) as temporary, reaching(store.shown_uri):
+        address = f"models:/{model_id}/{DATA}"
+        mlflow.artifacts.download_artifacts(artifact_uri=address, dst_path=temporary, tracking_uri=store.uri, registry_uri=store.uri)
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(temporary, folder, symlinks=True)

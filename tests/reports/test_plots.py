@@ -1,0 +1,233 @@
+from __future__ import annotations
+
+import io
+import itertools
+import threading
+
+import matplotlib
+import numpy as np
+import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.text import Text
+from PIL import Image
+
+from mlinterp.errors import VerificationError
+from mlinterp.reports import plot_style
+from mlinterp.reports.plots import draw, draw_all, paint
+from mlinterp.result import ExperimentResult, Figure, ResultTable
+
+LONG = "blocks.11.resid_post ablate latent 18712 (the duplicate token feature)"
+AWKWARD = ["$x^2", "$$", "_private", " the", "\n", "\u202eevil", "中文字", "<b>|`\\", "%s{0}", "", LONG]
+
+
+def table(*rows: dict) -> ResultTable:
+    return ResultTable.of("t", list(rows))
+
+
+def figure(kind: str, x: str = "x", **fields) -> Figure:
+    return Figure(name="f", table="t", kind=kind, x=x, **({"y": ["y"]} if kind != "histogram" else {}), **fields)
+
+
+def painted(declared: Figure, rows: ResultTable):
+    with plot_style.style():
+        canvas = paint(declared, rows)
+        renderer = FigureCanvasAgg(canvas)
+        renderer.draw()
+    return canvas, canvas.axes[0], renderer.get_renderer()
+
+
+def texts(canvas) -> list[Text]:
+    """Return every text that is drawn; matplotlib keeps the labels of ticks beyond the view and does not draw them."""
+    beyond = set()
+    for axes in canvas.axes:
+        for axis in (axes.xaxis, axes.yaxis):
+            low, high = sorted(axis.get_view_interval())
+            for tick in [*axis.get_major_ticks(), *axis.get_minor_ticks()]:
+                beyond |= set() if low <= tick.get_loc() <= high else {tick.label1, tick.label2}
+    return [text for text in canvas.findobj(Text) if text.get_visible() and text.get_text().strip() and text not in beyond]
+
+
+def many(n: int) -> ResultTable:
+    rng = np.random.default_rng(0)
+    return table(*({"x": i, "y": float(v), "g": f"g{i % 3}"} for i, v in enumerate(rng.normal(size=n))))
+
+
+KINDS = [
+    figure("line", series="g"),
+    figure("scatter", series="g"),
+    figure("bar"),
+    figure("heatmap", series="g"),
+    figure("histogram", x="y", series="g"),
+]
+
+
+@pytest.mark.parametrize("declared", KINDS, ids=lambda f: f.kind)
+def test_equal_tables_give_equal_bytes_whatever_the_user_has_set(declared):
+    first = draw(declared, many(30))
+    with matplotlib.rc_context({"font.size": 30, "lines.linewidth": 9, "axes.facecolor": "black"}):
+        before = dict(matplotlib.rcParams)
+        assert draw(declared, many(30)) == first
+        assert dict(matplotlib.rcParams) == before
+
+
+@pytest.mark.parametrize("declared", KINDS, ids=lambda f: f.kind)
+def test_the_picture_is_a_png_of_one_width_without_a_date(declared):
+    with Image.open(io.BytesIO(draw(declared, many(30)))) as image:
+        assert image.format == "PNG"
+        assert image.width == 1200
+        assert set(image.info) <= {"dpi"}
+
+
+@pytest.mark.parametrize("declared", KINDS, ids=lambda f: f.kind)
+def test_awkward_labels_are_drawn_literally_and_inside_the_picture(declared):
+    rows = table(*({"x": name, "y": float(i), "g": name} for i, name in enumerate(AWKWARD)))
+    canvas, _, renderer = painted(declared.model_copy(update={"title": LONG * 3 + " $\\frac{", "y_label": LONG * 2, "series": "g"}), rows)
+    for text in texts(canvas):
+        box = text.get_window_extent(renderer)
+        assert box.x0 >= -1, text
+        assert box.x1 <= canvas.bbox.width + 1, text
+        assert box.y0 >= -1, text
+        assert box.y1 <= canvas.bbox.height + 1, text
+
+
+@pytest.mark.parametrize("n", [1, 2, 40, 41, 300])
+@pytest.mark.parametrize("declared", KINDS, ids=lambda f: f.kind)
+def test_tick_labels_never_touch_each_other(declared, n):
+    _, axes, renderer = painted(declared, many(n))
+    for axis, horizontal in ((axes.xaxis, True), (axes.yaxis, False)):
+        boxes = [
+            label.get_window_extent(renderer)
+            for label in axis.get_ticklabels()
+            if label.get_visible() and label.get_text() and not label.get_rotation()
+        ]
+        edges = sorted((box.x0, box.x1) if horizontal else (box.y0, box.y1) for box in boxes)
+        assert all(left[1] <= right[0] + 0.5 for left, right in itertools.pairwise(edges))
+
+
+def test_a_missing_value_is_a_gap_in_a_line():
+    _, axes, _ = painted(figure("line"), table(*({"x": i, "y": None if i == 2 else 1.0} for i in range(5))))
+    assert np.isnan(axes.lines[0].get_ydata()[2])
+
+
+def test_a_line_is_drawn_in_the_order_of_x():
+    _, axes, _ = painted(figure("line"), table({"x": 3, "y": 9.0}, {"x": 1, "y": 1.0}, {"x": 2, "y": 4.0}))
+    assert axes.lines[0].get_xdata().tolist() == [1, 2, 3]
+    assert axes.lines[0].get_ydata().tolist() == [1, 4, 9]
+
+
+def test_a_missing_bar_is_a_hatched_slot_named_no_data():
+    canvas, axes, _ = painted(figure("bar"), table({"x": "a", "y": 1.0}, {"x": "b", "y": None}, {"x": "c", "y": 0.0}))
+    assert [patch.get_height() for patch in axes.patches if patch.get_hatch() is None] == [1.0, 0.0]
+    assert sum(patch.get_hatch() is not None for patch in axes.patches) == 1
+    assert "no data" in [text.get_text() for text in texts(canvas)]
+
+
+def test_missing_heatmap_cells_are_masked_and_named():
+    rows = [{"x": c, "g": r, "y": float(c + r)} for c in range(3) for r in range(2) if (c, r) != (1, 1)]
+    canvas, axes, _ = painted(figure("heatmap", series="g"), table(*rows))
+    drawn = axes.images[0].get_array()
+    assert drawn.mask.tolist() == [[False] * 3, [False, True, False]]
+    assert drawn.compressed().tolist() == [0, 1, 2, 1, 3]
+    assert "no data" in [text.get_text() for text in texts(canvas)]
+
+
+def test_heatmap_numbers_are_in_order_and_names_as_they_come():
+    rows = [{"x": x, "g": g, "y": 1.0} for x in (10, 2, 1) for g in ("z", "a")]
+    _, axes, _ = painted(figure("heatmap", series="g"), table(*rows))
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["1", "2", "10"]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["z", "a"]
+
+
+def test_a_heatmap_with_both_signs_has_zero_in_the_middle_of_its_colours():
+    _, axes, _ = painted(figure("heatmap", series="g"), table({"x": 0, "g": 0, "y": -1.0}, {"x": 1, "g": 0, "y": 4.0}))
+    assert axes.images[0].get_clim() == (-4, 4)
+
+
+def test_the_interval_runs_from_low_to_high_on_the_first_y_only():
+    rows = table({"x": "a", "y": 1.0, "z": 2.0, "low": 0.5, "high": 1.75}, {"x": "b", "y": 2.0, "z": 2.0, "low": None, "high": None})
+    _, axes, _ = painted(figure("bar", low="low", high="high").model_copy(update={"y": ["y", "z"]}), rows)
+    (bars,) = axes.collections
+    drawn = [segment[:, 1].tolist() for segment in bars.get_segments() if segment.ndim == 2]
+    assert drawn == [[0.5, 1.75]]
+
+
+def test_values_that_a_log_axis_cannot_show_are_counted_under_the_figure():
+    canvas, axes, _ = painted(figure("line", log_y=True), table(*({"x": i, "y": float(i - 2)} for i in range(6))))
+    assert axes.get_yscale() == "log"
+    assert "3 values ≤ 0 cannot stand on the log axis" in [text.get_text() for text in texts(canvas)]
+
+
+def test_a_density_histogram_counts_its_dead_latents_and_loses_none():
+    values = [0.0] * 7 + [None] * 2 + [10.0**-k for k in (1, 1, 2, 3, 4)]
+    canvas, axes, _ = painted(figure("histogram", log_x=True), table(*({"x": value} for value in values)))
+    assert sum(patch.get_height() for patch in axes.patches) == 5
+    assert "7 values ≤ 0 cannot stand on the log axis; 2 values missing" in [text.get_text() for text in texts(canvas)]
+
+
+def test_a_histogram_of_small_whole_numbers_has_one_bin_for_each():
+    _, axes, _ = painted(figure("histogram"), table(*({"x": value} for value in (1, 1, 2, 4))))
+    assert [patch.get_height() for patch in axes.patches] == [2, 1, 0, 1]
+
+
+def test_the_reference_is_drawn_across_and_named():
+    canvas, axes, _ = painted(figure("bar", reference=0.25), table({"x": "a", "y": 1.0}))
+    assert [0.25, 0.25] in [list(line.get_ydata()) for line in axes.lines]
+    assert "reference 0.25" in [text.get_text() for text in texts(canvas)]
+
+
+def test_bars_with_long_labels_lie_down_in_reading_order():
+    _, axes, _ = painted(figure("bar"), table(*({"x": f"{LONG} {i}", "y": float(i)} for i in range(8))))
+    assert axes.yaxis_inverted()
+    assert [patch.get_width() for patch in axes.patches] == list(range(8))
+
+
+def test_many_series_are_named_beside_the_axes_and_the_rest_counted():
+    _, axes, _ = painted(
+        figure("line", series="g"), table(*({"x": i, "y": float(s), "g": f"head {s}"} for s in range(30) for i in range(2)))
+    )
+    names = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert len(names) == 24
+    assert names[-1] == "… and 7 more"
+    assert axes.get_legend().get_window_extent().x0 >= axes.get_window_extent().x1
+
+
+def test_series_past_the_palette_differ_by_dash_and_marker():
+    looks = {(plot_style.colour(i), str(plot_style.dash(i)), plot_style.marker(i)) for i in range(28)}
+    assert len(looks) == 28
+
+
+@pytest.mark.parametrize("declared", KINDS, ids=lambda f: f.kind)
+@pytest.mark.parametrize("rows", [[], [{"x": None, "y": None, "g": None}]], ids=["no rows", "no numbers"])
+def test_a_figure_without_numbers_says_so(declared, rows):
+    canvas, _, _ = painted(declared, ResultTable.of("t", rows, columns=["x", "y", "g"]))
+    assert "no data" in [text.get_text() for text in texts(canvas)]
+
+
+@pytest.mark.parametrize("kind", ["line", "scatter", "bar", "histogram", "heatmap"])
+@pytest.mark.parametrize("values", [[5.0], [0.0, 0.0], [1e-300, 1e300], [-3.0, -2.0], [1e-7, 1.1e-7]])
+def test_extreme_numbers_are_drawn(kind, values):
+    rows = table(*({"x": i, "y": value, "g": "a"} for i, value in enumerate(values)))
+    assert draw(figure(kind, x="y" if kind == "histogram" else "x", series="g"), rows).startswith(b"\x89PNG")
+
+
+def test_a_column_that_does_not_exist_names_the_nearest():
+    with pytest.raises(VerificationError, match="figure 'f': table 't' has no column 'efect'; did you mean 'effect'"):
+        draw(Figure(name="f", table="t", kind="line", x="x", y=["efect"]), table({"x": 1, "effect": 2.0}))
+
+
+def test_a_table_that_does_not_exist_is_named():
+    result = ExperimentResult(figures=[Figure(name="f", table="gone", kind="line", x="x", y=["y"])])
+    result.add_table("t", [{"x": 1}])
+    with pytest.raises(VerificationError, match=r"no table 'gone' \(there are: t\)"):
+        draw_all(result)
+
+
+def test_figures_drawn_in_threads_equal_those_drawn_alone():
+    alone = [draw(declared, many(20)) for declared in KINDS]
+    together: dict[int, bytes] = {}
+    threads = [threading.Thread(target=lambda i=i: together.update({i: draw(KINDS[i], many(20))})) for i in range(len(KINDS))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [together[i] for i in range(len(KINDS))] == alone

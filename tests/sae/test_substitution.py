@@ -1,0 +1,115 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from tiny import TinySubject
+
+from mlinterp.errors import ExperimentError
+from mlinterp.sae.config import SAEConfig
+from mlinterp.sae.model import SAE
+from mlinterp.sae.substitution import substitute
+from mlinterp.subjects.base import Address, Examples
+
+ZERO = torch.zeros(4)
+
+
+def sae_for(subject, perfect):
+    d = subject.width("z_b")
+    sae = SAE(SAEConfig(d_in=d, d_sae=2 * d, activation="relu-l1"))
+    with torch.no_grad():
+        sae.W_dec.copy_(torch.cat([torch.eye(d), -torch.eye(d)]))
+        sae.W_enc.copy_(sae.W_dec.T * perfect)
+    return sae.requires_grad_(False)
+
+
+@pytest.fixture
+def subject():
+    return TinySubject()
+
+
+LAST = [Address("z_b", 1)]
+
+
+def test_a_perfect_reconstruction_recovers_the_whole_loss(subject):
+    done = substitute(subject, subject.examples("test", 20), sae_for(subject, 1), LAST, mean=ZERO)
+    assert done.with_sae == done.clean
+    assert done.ce_loss_recovered == 1
+    assert done.with_sae.kl_div == 0
+    assert (done.n_examples, done.n_tokens) == (20, 100)
+
+
+def test_an_sae_that_returns_zero_is_zero_ablation(subject):
+    done = substitute(subject, subject.examples("test", 20), sae_for(subject, 0), LAST, mean=torch.ones(4))
+    assert done.with_sae == done.ablated_zero != done.ablated_mean
+    assert done.ce_loss_recovered == 0
+    assert done.ablated_zero.ce_loss == pytest.approx(math.log(7))
+
+
+def test_losses_agree_with_the_model_written_out(subject, random_sae):
+    examples = subject.examples("test", 20, ragged=True)
+    sae = random_sae("topk", d_in=4)
+    mean = torch.tensor([0.5, -1.0, 2.0, 0.0])
+    done = substitute(subject, examples, sae, LAST, mean=mean, batch_size=7)
+    seen = {}
+    subject.forward(examples.take(range(20)), tap=lambda address, h: seen.setdefault(address, h), sites=["z_b"])
+    h = seen[Address("z_b", 1)][:, 1:]
+    scored = examples.targets >= 0
+    targets = examples.targets[scored].numpy()
+    log_p = {}
+    for name, state in {"clean": h, "with_sae": sae(h), "ablated_zero": 0 * h, "ablated_mean": mean.expand_as(h)}.items():
+        logits = (state @ subject.model.U).detach().double()[scored].numpy()
+        log_p[name] = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+        run = getattr(done, name)
+        right = log_p[name].argmax(axis=1) == targets
+        assert run.ce_loss == pytest.approx(-log_p[name][np.arange(len(targets)), targets].mean(), rel=1e-6)
+        assert run.token_acc == right.mean()
+        owner = scored.nonzero()[:, 0].numpy()
+        assert run.exact == np.mean([right[owner == example].all() for example in range(20)])
+        kl = (np.exp(log_p["clean"]) * (log_p["clean"] - log_p[name])).sum(axis=1).mean()
+        assert run.kl_div == pytest.approx(kl, rel=1e-5, abs=1e-9)
+    lost = done.ablated_zero.ce_loss - done.clean.ce_loss
+    assert done.ce_loss_recovered == pytest.approx((done.ablated_zero.ce_loss - done.with_sae.ce_loss) / lost)
+    assert done.n_tokens == len(targets)
+
+
+def test_only_the_given_evaluations_and_rows_are_replaced(subject):
+    touched = []
+
+    class Spy(TinySubject):
+        def _visit(self, address, h, tap, sites):
+            out = super()._visit(address, h, tap, sites)
+            if not torch.equal(out, h):
+                touched.append((address, (out != h).any(dim=2).any(dim=0).tolist()))
+            return out
+
+    spy = Spy()
+    substitute(spy, spy.examples("test", 4), sae_for(subject, 0), [Address("z_a", 0)], mean=ZERO, positions="tokens")
+    assert {address for address, _ in touched} == {Address("z_a", 0)}
+    assert all(rows == [False, True, True, True, True, True] for _, rows in touched)
+
+
+def test_the_batch_size_moves_nothing_but_float_dust(subject, random_sae):
+    examples, sae = subject.examples("test", 13), random_sae("relu-l1", d_in=4)
+    one, other = (substitute(subject, examples, sae, LAST, mean=ZERO, batch_size=size) for size in (1, 13))
+    assert one.numbers() == pytest.approx(other.numbers(), rel=1e-5)
+
+
+def test_an_ablation_that_costs_nothing_leaves_recovery_undefined(subject):
+    with torch.no_grad():
+        subject.model.U.zero_()
+    done = substitute(subject, subject.examples("test", 5), sae_for(subject, 0), LAST, mean=ZERO)
+    assert done.ce_loss_recovered is None
+    assert done.payload()["ce_loss_recovered"] is None
+
+
+def test_examples_without_a_scored_position_are_refused(subject):
+    examples = subject.examples("test", 5)
+    unscored = Examples(examples.ids, examples.inputs, torch.full_like(examples.targets, -100), examples.mask)
+    with pytest.raises(ExperimentError, match="no position of these examples is scored"):
+        substitute(subject, unscored, sae_for(subject, 1), LAST, mean=ZERO)
+
+
+def test_the_sae_follows_the_dtype_of_the_activation(subject):
+    done = substitute(subject, subject.examples("test", 5), sae_for(subject, 1).double(), LAST, mean=ZERO.double())
+    assert done.ce_loss_recovered == pytest.approx(1, abs=1e-6)
