@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from mlinterp.tracing.dataset import TraceDataset
 
 
-def run_spec(spec: Path | str | Spec, *, project: Path | str | None = None, again: bool = False, reporter: Reporter | None = None) -> RunSummary:
+def run_spec(
+    spec: Path | str | Spec, *, project: Path | str | None = None, again: bool = False, reporter: Reporter | None = None
+) -> RunSummary:
     """Execute a spec or study as an MLflow run.
 
     Args:

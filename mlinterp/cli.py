@@ -6,31 +6,22 @@ leaves its traceback in a file that the line names.
 
 from __future__ import annotations
 
-import io
 import json
-import os
 import sys
-import traceback
-from collections.abc import Iterable
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from mlinterp import __version__
-from mlinterp.errors import Interrupted, MlinterpError, SpecError
+from mlinterp.command_line import CollectedError, run_app, supervise
+from mlinterp.errors import MlinterpError, SpecError
 from mlinterp.experiment_commands import AgainOption, QuietOption, SetOption, add_experiment_command, overrides
 from mlinterp.experiments import catalog
 from mlinterp.progress import Reporter, Silent
 from mlinterp.project import LoadedSpec, Project, find_project, find_workspace, load_spec
 from mlinterp.spec import Spec
-from mlinterp.terminal import TerminalReporter, one_line, show_lines, show_summary, show_table
-
-UsageError: Any = typer.BadParameter.__base__
-"""What typer raises for a command line that it cannot read."""
-
-BROKEN_PIPE = 141
+from mlinterp.terminal import TerminalReporter, show_lines, show_summary, show_table
 
 app = typer.Typer(
     name="mlinterp",
@@ -43,19 +34,19 @@ app = typer.Typer(
 SpecsArgument = Annotated[list[Path] | None, typer.Argument(metavar="SPEC...", help="Spec files: YAML, JSON or TOML.", show_default=False)]
 SpecOption = Annotated[list[Path] | None, typer.Option("--spec", metavar="SPEC", help="A spec file, as MLproject entry points pass it.")]
 
-
-class CollectedError(MlinterpError):
-    """Errors of several files; each is printed on its own line."""
-
-    def __init__(self, errors: list[MlinterpError]) -> None:
-        self.errors = errors
-        self.exit_code = errors[0].exit_code
-        super().__init__(f"{len(errors)} errors")
+ExpectOption = Annotated[
+    str | None, typer.Option("--expect-type", metavar="TYPE", help="Refuse specs of another type, as MLproject entry points do.")
+]
 
 
 @app.command("run", short_help="Run specs, each as an MLflow run.")
 def run_command(
-    specs: SpecsArgument = None, spec: SpecOption = None, values: SetOption = None, again: AgainOption = False, quiet: QuietOption = False
+    specs: SpecsArgument = None,
+    spec: SpecOption = None,
+    values: SetOption = None,
+    expected: ExpectOption = None,
+    again: AgainOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Run specs, each as an MLflow run. All are checked before the first one starts.
 
@@ -65,12 +56,19 @@ def run_command(
 
       mlinterp run fit.yaml --set variables.k=32 --set seed=1
     """
-    from mlinterp import run
-
     checked = _checked(_files(specs, spec), values)
-    for loaded, project in checked:
-        document = None if loaded.overrides else (loaded.document.text, loaded.document.path.suffix)
-        show_summary(run.run(loaded.spec, project=project, document=document, again=again, reporter=_reporter(quiet)))
+    for loaded, _ in checked:
+        if expected and catalog.find(loaded.spec.type).type != catalog.find(expected).type:
+            raise loaded.place(SpecError(f"is '{loaded.spec.type}'", field="type", allowed=f"expected {expected} here"))
+
+    def work() -> None:
+        from mlinterp import run
+
+        for loaded, project in checked:
+            document = None if loaded.overrides else (loaded.document.text, loaded.document.path.suffix)
+            show_summary(run.run(loaded.spec, project=project, document=document, again=again, reporter=_reporter(quiet)))
+
+    supervise(work, checked[0][1].workspace)
 
 
 @app.command("validate", short_help="Check specs without running them.")
@@ -155,9 +153,14 @@ def resume_command(
 
       mlinterp resume 3f2a91
     """
-    from mlinterp import run
+    workspace = find_workspace(".")
 
-    show_summary(run.resume(run_id, workspace=find_workspace("."), reporter=_reporter(quiet)))
+    def work() -> None:
+        from mlinterp import run
+
+        show_summary(run.resume(run_id, workspace=workspace, reporter=_reporter(quiet)))
+
+    supervise(work, workspace)
 
 
 @app.command("ui", short_help="Open the MLflow UI on this workspace.")
@@ -173,7 +176,7 @@ def ui_command(
     """
     from mlinterp.tracking.server import serve
 
-    serve(find_workspace("."), store, port)
+    serve(find_workspace("."), store, port, say=lambda text: show_lines([text]))
 
 
 @app.command("runs", short_help="List recent runs.")
@@ -187,7 +190,7 @@ def runs_command(limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=
     from mlinterp.tracking.queries import recent_runs
 
     found = recent_runs(find_workspace("."), limit)
-    columns = list(dict.fromkeys(name for row in found for name in row))
+    columns = list(dict.fromkeys(name for row in found for name in row if name != "link"))
     show_table(columns or ["no runs yet"], [[row.get(name) for name in columns] for row in found])
 
 
@@ -202,11 +205,16 @@ def top(context: typer.Context, version: Annotated[bool, typer.Option("--version
 
 def _run_built(spec: Spec, project: Project, again: bool, quiet: bool) -> None:
     """Check and run a spec that the command line declared."""
-    from mlinterp import run
     from mlinterp.validation import check_spec
 
     check_spec(spec, project)
-    show_summary(run.run(spec, project=project, again=again, reporter=_reporter(quiet)))
+
+    def work() -> None:
+        from mlinterp import run
+
+        show_summary(run.run(spec, project=project, again=again, reporter=_reporter(quiet)))
+
+    supervise(work, project.workspace)
 
 
 def _checked(paths: list[Path], values: list[str] | None, show: bool = False) -> list[tuple[LoadedSpec, Project]]:
@@ -251,61 +259,7 @@ for _experiment in catalog.experiments().values():
 
 def main(argv: list[str] | None = None) -> None:
     """Run a command line; returns on success and raises SystemExit with the exit code otherwise."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
-    if "_MLINTERP_COMPLETE" in os.environ:
-        app(prog_name="mlinterp")
-    code = _guarded(sys.argv[1:] if argv is None else argv)
-    if code:
-        raise SystemExit(code)
-
-
-def _guarded(arguments: list[str]) -> int:
-    """Run a command line and return its exit code, with every error printed."""
-    try:
-        command = typer.main.get_command(app)
-        with command.make_context("mlinterp", list(arguments)) as context:
-            command.invoke(context)
-        sys.stdout.flush()
-    except typer.Exit as stop:
-        return stop.exit_code
-    except UsageError as error:
-        return _say([error.format_message()], 2)
-    except (KeyboardInterrupt, typer.Abort):
-        return _say(["stopped"], 130)
-    except Interrupted as stop:
-        return _say([str(stop)], stop.exit_code)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return BROKEN_PIPE
-    except CollectedError as several:
-        return _say(map(str, several.errors), several.exit_code)
-    except MlinterpError as error:
-        return _say([str(error)], error.exit_code)
-    except Exception as error:  # noqa: BLE001 - the outermost edge: whatever is left is a bug of ours
-        return _say([f"{type(error).__name__}: {one_line(str(error))[:120]}; {_keep_traceback()}"], 1)
-    return 0
-
-
-def _say(messages: Iterable[str], code: int) -> int:
-    for message in messages:
-        sys.stderr.write(one_line(f"mlinterp: {message}") + "\n")
-    return code
-
-
-def _keep_traceback() -> str:
-    """Write the current traceback to a file and return where it is, in words."""
-    from mlinterp.io.atomic import write_text
-    from mlinterp.io.text import scrub
-
-    moment = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
-    path = find_workspace(".") / ".mlinterp" / "errors" / f"{moment}-{os.getpid()}.txt"
-    try:
-        write_text(path, scrub(traceback.format_exc()))
-    except OSError as error:
-        return f"its traceback could not be written to {path} ({os.strerror(error.errno or 0)})"
-    return f"this is a bug, its traceback is in {path}"
+    run_app(app, "mlinterp", argv)
 
 
 if __name__ == "__main__":

@@ -69,7 +69,7 @@ class SpecError(MlinterpError):
         )
 
 
-class EnvironmentFault(MlinterpError):
+class EnvironmentFault(MlinterpError):  # noqa: N818 - EnvironmentError is a builtin
     """Something outside mlinterp is missing or too small."""
 
     exit_code = 3

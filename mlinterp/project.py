@@ -23,10 +23,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import BaseModel, Field, PrivateAttr, StringConstraints, ValidationError
 
 from mlinterp.errors import SpecError, unknown
+from mlinterp.frozen import Frozen
 from mlinterp.io.paths import resolve_inside
 from mlinterp.io.specfile import Document, read_document
 from mlinterp.refusals import from_validation
-from mlinterp.spec import Frozen, Name, Prose, Spec
+from mlinterp.spec import Name, Prose, Spec
 
 if TYPE_CHECKING:
     from mlinterp.subjects.base import Subject

@@ -41,7 +41,7 @@ def _plain(value: Any) -> Cell:
         value = value.item()
     if isinstance(value, float) and not math.isfinite(value):
         return None
-    return value  # type: ignore[no-any-return]
+    return value
 
 
 class Figure(_Part):
@@ -137,7 +137,9 @@ class ExperimentResult(_Part):
 
     model_config = ConfigDict(extra="forbid", ser_json_inf_nan="null", populate_by_name=True)
 
-    def add_table(self, name: str, rows: list[dict[str, Any]], columns: list[str] | None = None, description: str | None = None) -> ResultTable:
+    def add_table(
+        self, name: str, rows: list[dict[str, Any]], columns: list[str] | None = None, description: str | None = None
+    ) -> ResultTable:
         """Add a table and return it."""
         self.tables[name] = ResultTable.of(name, rows, description, columns)
         return self.tables[name]

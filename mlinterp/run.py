@@ -153,7 +153,9 @@ def _key(spec: Spec, subjects: Mapping[str, Any], digests: Mapping[str, str], se
     return sha256_json({"spec": spec.sha256(), "subjects": subjects, "inputs": digests, "code": code_version(), "threads": session.threads})
 
 
-def work(spec: Spec, plan: Plan, session: Session, place: Place, recorder: Recorder, workdir: Path) -> tuple[ExperimentResult, list[RunSummary]]:
+def work(
+    spec: Spec, plan: Plan, session: Session, place: Place, recorder: Recorder, workdir: Path
+) -> tuple[ExperimentResult, list[RunSummary]]:
     """Do what the spec asks: run its experiment, or its steps or cells through `execute`."""
     if plan.experiment is None:
         return Composite(spec).run(session, place, recorder.run_id, execute)

@@ -13,9 +13,10 @@ import re
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import AliasChoices, Field, StringConstraints, model_validator
 
 from mlinterp.errors import SpecError
+from mlinterp.frozen import Frozen
 from mlinterp.io.digests import sha256_json
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
@@ -33,12 +34,6 @@ MAX_CELLS = 1000
 """Cells of one sweep; each is a run."""
 
 SweepValue = str | int | float | bool | None | list[Any] | dict[str, Any]
-
-
-class Frozen(BaseModel):
-    """Base of everything declared: immutable, strict, no unknown keys, finite numbers."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, populate_by_name=True)
 
 
 class DatasetSlice(Frozen):
@@ -84,13 +79,13 @@ class Step(Frozen):
     type: Name
     subject: Name | None = Field(None, validation_alias=AliasChoices("subject", "model_type"))
     feature_id: int | None = Field(None, ge=0)
-    inputs: dict[Name, Reference] = {}
-    variables: dict[str, Any] = {}
+    inputs: dict[Name, Reference] = Field({})
+    variables: dict[str, Any] = Field({})
     dataset_slice: DatasetSlice = DatasetSlice()
-    constraints: list[Name] = []
+    constraints: list[Name] = Field([])
     outputs: Outputs = Outputs()
-    expect: list[Expectation] = []
-    matrix: dict[str, list[SweepValue]] = {}
+    expect: list[Expectation] = Field([])
+    matrix: dict[str, list[SweepValue]] = Field({})
     seed: int | None = Field(None, ge=0, lt=2**63)
     description: Prose | None = None
     rationale: Prose | None = None
@@ -104,12 +99,12 @@ class Spec(Frozen):
     subject: Name | None = Field(None, validation_alias=AliasChoices("subject", "model_type"))
     feature_id: int | None = Field(None, ge=0)
     hypothesis: Name | None = Field(None, validation_alias=AliasChoices("hypothesis", "parent_hypothesis"))
-    inputs: dict[Name, Reference] = {}
+    inputs: dict[Name, Reference] = Field({})
     dataset_slice: DatasetSlice = DatasetSlice()
-    variables: dict[str, Any] = {}
-    constraints: list[Name] = []
+    variables: dict[str, Any] = Field({})
+    constraints: list[Name] = Field([])
     outputs: Outputs = Outputs()
-    expect: list[Expectation] = []
+    expect: list[Expectation] = Field([])
     matrix: dict[str, list[SweepValue]] = Field({}, max_length=8)
     steps: list[Step] = Field([], max_length=64)
     seed: int = Field(0, ge=0, lt=2**63)
@@ -129,7 +124,9 @@ class Spec(Frozen):
                 raise ValueError(f"two steps are named '{step.name}'")
             for role, reference in step.inputs.items():
                 if reference.startswith("@") and reference[1:] not in names[:index]:
-                    raise ValueError(f"step '{step.name}' takes {role} from '{reference}', which is no earlier step ({', '.join(names[:index]) or 'none'})")
+                    raise ValueError(
+                        f"step '{step.name}' takes {role} from '{reference}', which is no earlier step ({', '.join(names[:index]) or 'none'})"
+                    )
         for key, values in self.matrix.items():
             if not values:
                 raise ValueError(f"matrix.{key} is empty")
@@ -151,7 +148,11 @@ class Spec(Frozen):
         """Refuse `@step` inputs on a spec that is no step of a study."""
         for role, reference in self.inputs.items():
             if reference.startswith("@"):
-                raise SpecError(f"'{reference}' names a step, and this spec is no study", field=f"inputs.{role}", allowed="`latest`, `run:ID` or `models:/NAME@alias`")
+                raise SpecError(
+                    f"'{reference}' names a step, and this spec is no study",
+                    field=f"inputs.{role}",
+                    allowed="`latest`, `run:ID` or `models:/NAME@alias`",
+                )
 
     def subject_names(self) -> set[str]:
         """Return every subject that this spec, its steps or its cells name."""
@@ -207,7 +208,7 @@ def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
     """
     if not isinstance(value, dict) or not value:
         return {prefix: value} if prefix else {}
-    flat: dict[str, Any] = {}
+    flat: dict[str, Any] = Field({})
     for key, item in value.items():
         flat.update(flatten(item, f"{prefix}.{key}" if prefix else str(key)))
     return flat

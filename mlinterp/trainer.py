@@ -174,7 +174,9 @@ def _resume(module: ResumableModule, saved: list[Path]) -> None:
             saved.pop().unlink()
             continue
         if meta["fingerprint"] != sha256_json(module.fingerprint()):
-            raise VerificationError(f"{saved[-1]}: belongs to another fit (its settings, data or code differ); remove the folder to start over")
+            raise VerificationError(
+                f"{saved[-1]}: belongs to another fit (its settings, data or code differ); remove the folder to start over"
+            )
         module.restore(tensors)
         module.step = int(meta["step"])
         return

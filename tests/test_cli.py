@@ -323,7 +323,7 @@ def test_tab_completes_types_and_choices(root: Path) -> None:
     [
         (SpecError("is wrong\nhere \x1b[31m\u202e", field="x"), 2, "mlinterp: x: is wrong here \\x1b[31m\\u202e"),
         (VerificationError("damaged"), 4, "mlinterp: damaged"),
-        (Interrupted(15), 143, "mlinterp: stopped by signal 15"),
+        (Interrupted(15), 143, "mlinterp: stopped by signal 15; `mlinterp runs` names the run, `mlinterp resume RUN` goes on with it"),
         (KeyboardInterrupt(), 130, "mlinterp: stopped"),
         (SpecError("see https://ada:hunter2@host/x"), 2, "mlinterp: see https://host/x"),
     ],
@@ -386,3 +386,19 @@ def test_output_survives_a_terminal_that_knows_no_unicode(root: Path) -> None:
     )
     assert done.returncode == 2
     assert "'\\xe9\\u2026' is not allowed" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_run_ends_with_its_numbers_and_the_second_one_is_the_first(root: Path) -> None:
+    first, second = (shell("-m", "mlinterp.cli", "run", "trace.yaml", "--quiet", cwd=root) for _ in range(2))
+    assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
+    assert "FINISHED" in first.stdout
+    assert "look at it: mlinterp ui" in first.stdout
+    assert "as before" in second.stdout
+
+
+@pytest.mark.slow
+def test_an_experiment_that_fails_ends_with_its_code_and_a_failed_run(root: Path) -> None:
+    failed = shell("-m", "mlinterp.cli", "trace", "--subject", "trm4", "--sites", "nowhere", "--quiet", cwd=root)
+    assert (failed.returncode, failed.stderr.splitlines()[-1]) == (2, "mlinterp: site: unknown site 'nowhere'; allowed: z_L, z_H")
+    assert "failed" in shell("-m", "mlinterp.cli", "runs", cwd=root).stdout

@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 import pytest
 from pydantic import AliasChoices, Field, ValidationError, model_validator
 
+from mlinterp.frozen import Frozen
 from mlinterp.refusals import describe, from_validation
-from mlinterp.spec import Frozen
 
 
 class TopK(Frozen):

@@ -37,7 +37,10 @@ class Composite:
         """Return the children in order."""
         if self.spec.is_study:
             return [Child(step.name, self.spec.step_spec(step), {}) for step in self.spec.steps]
-        return [Child(" ".join(f"{key.rsplit('.', 1)[-1]}={value}" for key, value in cell.items()), spec, cell) for cell, spec in self.spec.cells()]
+        return [
+            Child(" ".join(f"{key.rsplit('.', 1)[-1]}={value}" for key, value in cell.items()), spec, cell)
+            for cell, spec in self.spec.cells()
+        ]
 
     def outside_inputs(self, session: Session, place: Place) -> Iterator[tuple[str, str, ResolvedInput]]:
         """Yield (child, role, input) for every input that comes from outside this composite."""
@@ -60,7 +63,9 @@ class Composite:
         everything = self.children()
         with session.reporter.task(self.spec.type if self.spec.is_study else f"{self.spec.type} sweep", len(everything)) as task:
             for child in everything:
-                where = place.child(run_id, child.label, {**place.outputs, **done} if self.spec.is_study else place.outputs, started.get(child.label))
+                where = place.child(
+                    run_id, child.label, {**place.outputs, **done} if self.spec.is_study else place.outputs, started.get(child.label)
+                )
                 done[child.label] = self._run_child(child, session, where, execute)
                 task.advance(1, child.label)
         runs = list(done.values())
@@ -81,7 +86,11 @@ def _started_before(session: Session, run_id: str) -> dict[str, str]:
     """Return the unfinished children of an interrupted parent, by label."""
     from mlinterp.tracking import queries
 
-    return {child.data.tags["mlinterp.label"]: child.info.run_id for child in queries.children(session.store, session.experiment_id, run_id) if child.info.status != "FINISHED"}
+    return {
+        child.data.tags["mlinterp.label"]: child.info.run_id
+        for child in queries.children(session.store, session.experiment_id, run_id)
+        if child.info.status != "FINISHED"
+    }
 
 
 def _study_result(runs: list[RunSummary]) -> ExperimentResult:
@@ -91,7 +100,16 @@ def _study_result(runs: list[RunSummary]) -> ExperimentResult:
         assert child.result is not None
         if child.result.mode == "interventional":
             result.mode = "interventional"
-        rows.append({"step": child.label, "type": child.result.experiment_type, "mode": child.result.mode, "seconds": round(child.result.duration_seconds, 1), "reused": child.reused, "run_id": child.run_id})
+        rows.append(
+            {
+                "step": child.label,
+                "type": child.result.experiment_type,
+                "mode": child.result.mode,
+                "seconds": round(child.result.duration_seconds, 1),
+                "reused": child.reused,
+                "run_id": child.run_id,
+            }
+        )
         result.metrics |= {f"{child.label}/{name.replace('/', '.')}": value for name, value in child.result.metrics.items()}
         result.diagnostics.warnings += [f"{child.label}: {warning}" for warning in child.result.diagnostics.warnings]
     result.add_table("steps", rows, description="The steps of this study, in order.")
@@ -105,7 +123,15 @@ def _sweep_result(spec: Spec, everything: list[Child], runs: list[RunSummary]) -
         metrics = outcome.result.metrics if outcome.result else {}
         if outcome.result and outcome.result.mode == "interventional":
             result.mode = "interventional"
-        cells.append({**{key: _shown(value) for key, value in child.cell.items()}, "status": outcome.status, **metrics, "run_id": outcome.run_id, "error": outcome.error})
+        cells.append(
+            {
+                **{key: _shown(value) for key, value in child.cell.items()},
+                "status": outcome.status,
+                **metrics,
+                "run_id": outcome.run_id,
+                "error": outcome.error,
+            }
+        )
     result.add_table("cells", cells, description="Each cell of the sweep with its numbers.")
     keys = [key for key in spec.matrix if key != "seed"]
     names = list(dict.fromkeys(name for outcome in runs if outcome.result for name in outcome.result.metrics))
@@ -119,7 +145,9 @@ def _sweep_result(spec: Spec, everything: list[Child], runs: list[RunSummary]) -
             values = [member[name] for member in members if member.get(name) is not None]
             if values:
                 mean, low, high = mean_t_interval(values)
-                rows.append({**dict(zip(keys, group, strict=True)), "metric": name, "mean": mean, "low": low, "high": high, "n_seeds": len(values)})
+                rows.append(
+                    {**dict(zip(keys, group, strict=True)), "metric": name, "mean": mean, "low": low, "high": high, "n_seeds": len(values)}
+                )
     result.add_table("summary", rows, description="Mean over seeds with a 95 % t interval; without an interval where there is one seed.")
     for name in _headlines(spec, names):
         _add_figure(result, name, keys, [row for row in rows if row["metric"] == name])
@@ -147,5 +175,17 @@ def _add_figure(result: ExperimentResult, name: str, keys: list[str], rows: list
     result.add_table(table, rows, description=f"{name} over the sweep.")
     numeric = all(isinstance(row[keys[0]], int | float) for row in rows)
     result.figures.append(
-        Figure(name=table, table=table, kind="line" if numeric else "bar", x=keys[0], y=["mean"], low="low", high="high", series=keys[1] if len(keys) > 1 else None, title=name, x_label=keys[0], y_label=name)
+        Figure(
+            name=table,
+            table=table,
+            kind="line" if numeric else "bar",
+            x=keys[0],
+            y=["mean"],
+            low="low",
+            high="high",
+            series=keys[1] if len(keys) > 1 else None,
+            title=name,
+            x_label=keys[0],
+            y_label=name,
+        )
     )

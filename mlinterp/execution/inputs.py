@@ -26,7 +26,11 @@ def check_roles(spec: Spec, experiment: Experiment) -> None:
             raise unknown(f"inputs.{role}", role, experiment.inputs, what=f"input of {experiment.type}")
     for role, required in experiment.inputs.items():
         if required and role not in spec.inputs:
-            raise SpecError(f"{experiment.type} needs a {role}", field=f"inputs.{role}", allowed="`@step` of a study, `latest`, `run:ID` or `models:/NAME@alias`")
+            raise SpecError(
+                f"{experiment.type} needs a {role}",
+                field=f"inputs.{role}",
+                allowed="`@step` of a study, `latest`, `run:ID` or `models:/NAME@alias`",
+            )
     if experiment.needs_subject and spec.subject is None:
         raise SpecError(f"{experiment.type} needs a subject", field="subject", allowed="a name from project.yaml")
 
@@ -51,7 +55,11 @@ def _resolve_one(role: str, reference: str, spec: Spec, session: Session, place:
     elif reference == "latest":
         found = queries.latest(session.store, session.experiment_id, role, spec.subject)
         if found is None:
-            raise SpecError(f"no finished run has produced a {role} for '{spec.subject}' yet", field=f"inputs.{role}", allowed="run one first, or name a run")
+            raise SpecError(
+                f"no finished run has produced a {role} for '{spec.subject}' yet",
+                field=f"inputs.{role}",
+                allowed="run one first, or name a run",
+            )
         run_id = found
     else:
         run_id = queries.run_by_prefix(session.store, reference.removeprefix("run:")).info.run_id

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +11,7 @@ from mlinterp.errors import ExperimentError
 from mlinterp.execution.session import Session
 from mlinterp.execution.summary import RunSummary
 from mlinterp.experiments.base import Experiment
-from mlinterp.io.atomic import write_bytes, write_text
+from mlinterp.io.atomic import write_bytes
 from mlinterp.io.manifest import write_manifest
 from mlinterp.reports import html, markdown
 from mlinterp.reports.composite import Child
@@ -29,9 +29,10 @@ def publish(spec: Spec, result: ExperimentResult, children: Sequence[RunSummary]
     Raises ExperimentError after logging where a metric is NaN or infinite: such a run has not succeeded.
     """
     names = [*result.files, *recorder.tables(result.tables.values(), workdir)]
+    figures = draw_all(result)
     files = {"result.json": result.model_dump_json(by_alias=True, indent=2).encode()}
-    files |= {f"figures/{name}.png": png for name, png in draw_all(result).items()}
-    files |= {name: text.encode() for name, text in reports(spec, result, children).items()}
+    files |= {f"figures/{name}.png": png for name, png in figures.items()}
+    files |= {name: text.encode() for name, text in reports(spec, result, children, figures).items()}
     for name, data in files.items():
         write_bytes(workdir / name, data)
     names += files
@@ -46,14 +47,17 @@ def publish(spec: Spec, result: ExperimentResult, children: Sequence[RunSummary]
         raise ExperimentError(f"not finite: {', '.join(f'{name} = {value}' for name, value in broken.items())}")
 
 
-def reports(spec: Spec, result: ExperimentResult, children: Sequence[RunSummary]) -> dict[str, str]:
+def reports(spec: Spec, result: ExperimentResult, children: Sequence[RunSummary], figures: Mapping[str, bytes]) -> dict[str, str]:
     """Return the report's files: a run's own, or a study's or sweep's with its children in brief."""
     asked = spec.model_dump(mode="json", exclude_none=True)
     if not (spec.is_study or spec.is_sweep):
-        return {"report.md": markdown.run_markdown(result, asked=asked), "report.html": html.run_html(result, asked=asked)}
+        return {"report.md": markdown.run_markdown(result, asked=asked), "report.html": html.run_html(result, figures=figures, asked=asked)}
     below = [Child(child.label or child.run_name, child.result, child.links, child.status, child.error) for child in children]
     if spec.is_study:
-        return {"report.md": markdown.study_markdown(result, below, asked=asked), "report.html": html.study_html(result, below, asked=asked)}
+        return {
+            "report.md": markdown.study_markdown(result, below, asked=asked),
+            "report.html": html.study_html(result, below, asked=asked),
+        }
     return {"report.md": markdown.sweep_markdown(result, below, asked=asked), "report.html": html.sweep_html(result, below, asked=asked)}
 
 
@@ -67,9 +71,9 @@ def log_model(result: ExperimentResult, experiment: Experiment | None, workdir: 
     made = experiment.produces if experiment else None
     if made not in ("sae", "subject") or queries.model_of(session.store, recorder.run_id) is not None:
         return
-    about = {"project": session.project.name, "subject": result.subject or "subject", "metrics": result.numbers()}
+    project, subject, numbers = session.project.name, result.subject or "subject", result.numbers()
     if made == "subject":
-        flavor.log_subject(session.store, recorder.run_id, workdir / "subject", **about)
+        flavor.log_subject(session.store, recorder.run_id, workdir / "subject", project=project, subject=subject, metrics=numbers)
         return
-    digests = {f"mlinterp.{role}_digest": digest for role, digest in result.inputs.items()}
-    flavor.log_sae(session.store, recorder.run_id, workdir, tags={"mlinterp.spec_sha256": result.spec_sha256, **digests}, **about)
+    tags = {"mlinterp.spec_sha256": result.spec_sha256, **{f"mlinterp.{role}_digest": digest for role, digest in result.inputs.items()}}
+    flavor.log_sae(session.store, recorder.run_id, workdir, project=project, subject=subject, metrics=numbers, tags=tags)

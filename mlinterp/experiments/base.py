@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mlinterp.frozen import Frozen
 from mlinterp.progress import Reporter, Silent
 from mlinterp.result import ExperimentResult, Mode
-from mlinterp.spec import Frozen, Spec
+from mlinterp.spec import Spec
 
 if TYPE_CHECKING:
     from mlinterp.subjects.base import Subject

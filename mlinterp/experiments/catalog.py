@@ -9,7 +9,7 @@ from functools import cache
 from pydantic import ValidationError
 
 import mlinterp.experiments as package
-from mlinterp.errors import SpecError, unknown
+from mlinterp.errors import unknown
 from mlinterp.experiments.base import Experiment, Variables
 from mlinterp.refusals import from_validation
 from mlinterp.spec import Spec

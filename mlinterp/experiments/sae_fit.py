@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, model_validator
 
 from mlinterp.experiments.base import Context, Experiment, Variables
+from mlinterp.frozen import Frozen
 from mlinterp.result import ExperimentResult, Figure
 from mlinterp.sae.config import OWN_FIELDS, Architecture, FitConfig, SAEConfig, refuse_foreign
-from mlinterp.spec import Frozen
 
 if TYPE_CHECKING:
     from mlinterp.sae.evaluation import Evaluation

@@ -14,7 +14,9 @@ class SubjectFitVariables(Variables):
     """How long a subject is trained, and how."""
 
     steps: int = Field(ge=1, le=10_000_000, description="optimizer steps")
-    options: dict[str, Any] = Field({}, description="settings of this kind of subject's objective, such as lr, batch_size, warmup_steps, ema")
+    options: dict[str, Any] = Field(
+        {}, description="settings of this kind of subject's objective, such as lr, batch_size, warmup_steps, ema"
+    )
     eval_every: int = Field(100, ge=1, description="steps between two scores on held-out examples")
     checkpoint_every: int = Field(100, ge=1, description="steps between two checkpoints that a killed run resumes from")
 
@@ -26,7 +28,9 @@ def run(context: Context) -> ExperimentResult:
 
     variables: SubjectFitVariables = context.variables
     subject = context.load_subject()
-    module = SubjectFit(subject, subject.objective(variables.options, context.seed), variables.steps, variables.eval_every)
+    objective = subject.objective(variables.options, context.seed)
+    asked = {"options": variables.options, "seed": context.seed}
+    module = SubjectFit(subject, objective, variables.steps, variables.eval_every, asked)
     fit(module, context.workdir / "checkpoints", context.reporter, chunk=CHUNK, checkpoint_every=variables.checkpoint_every)
     module.finish()
     result = ExperimentResult(files=save_subject(subject, context.workdir), model_file="subject")
@@ -36,7 +40,16 @@ def run(context: Context) -> ExperimentResult:
     result.add_table("learning_curve", module.history, description="Scores on held-out examples during training.")
     for name, shown in _panels(final).items():
         result.figures.append(
-            Figure(name=f"learning_curve_{name}", table="learning_curve", kind="line", x="step", y=shown, title=f"Held-out {name} while {subject.name} learns", x_label="optimizer step", y_label=name)
+            Figure(
+                name=f"learning_curve_{name}",
+                table="learning_curve",
+                kind="line",
+                x="step",
+                y=shown,
+                title=f"Held-out {name} while {subject.name} learns",
+                x_label="optimizer step",
+                y_label=name,
+            )
         )
     return result
 

@@ -7,8 +7,8 @@ from typing import Any, Literal
 from pydantic import Field
 
 from mlinterp.experiments.base import Context, Experiment, Variables
+from mlinterp.frozen import Frozen
 from mlinterp.result import ExperimentResult, Figure
-from mlinterp.spec import Frozen
 
 
 class ExampleChoice(Frozen):
@@ -23,17 +23,25 @@ class ExampleChoice(Frozen):
 class TraceVariables(Variables):
     """What is captured."""
 
-    sites: list[str] = Field(min_length=1, max_length=64, description="hook points, such as z_L, blocks.2.resid_post or module:transformer.h.2.mlp")
+    sites: list[str] = Field(
+        min_length=1, max_length=64, description="hook points, such as z_L, blocks.2.resid_post or module:transformer.h.2.mlp"
+    )
     examples: ExampleChoice = Field(ExampleChoice(), description="which examples are traced")
     granularity: Literal["sup", "cycle", "latent"] = Field(
-        "latent", description="recurrent subjects: every evaluation (latent), the last of each cycle, or the last of each supervision step (sup)"
+        "latent",
+        description="recurrent subjects: every evaluation (latent), the last of each cycle, or the last of each supervision step (sup)",
     )
-    sup_steps: list[int] | None = Field(None, description="recurrent subjects: only these supervision steps; negative ones count from the end")
+    sup_steps: list[int] | None = Field(
+        None, description="recurrent subjects: only these supervision steps; negative ones count from the end"
+    )
     predictions: bool | None = Field(
-        None, description="finish the forward pass and record answers; by default only for recurrent subjects, others stop after the last hook"
+        None,
+        description="finish the forward pass and record answers; by default only for recurrent subjects, others stop after the last hook",
     )
     on_nonfinite: Literal["error", "drop"] = Field("error", description="what to do with a NaN or infinite activation")
-    batch_size: int = Field(32, ge=1, le=4096, description="examples a forward pass; part of the digest, since batch size changes float32 results")
+    batch_size: int = Field(
+        32, ge=1, le=4096, description="examples a forward pass; part of the digest, since batch size changes float32 results"
+    )
     shard_mib: int = Field(2048, ge=1, description="states beyond this size are split into numbered shards, in MiB")
     states_file: bool = Field(True, description="write states.npy; otherwise each row carries its states (small traces only)")
 
@@ -77,9 +85,13 @@ def run(context: Context) -> ExperimentResult:
 def _summary(trace: Any, files: list[str], dropped: int) -> ExperimentResult:
     result = ExperimentResult(files=files)
     steps = trace.steps
-    result.metrics = {"trace/n_states": float(len(trace)), "trace/n_examples": float(trace.header["n_examples"]), "trace/d": float(trace.header["D"])}
+    result.metrics = {
+        "trace/n_states": float(len(trace)),
+        "trace/n_examples": float(trace.header["n_examples"]),
+        "trace/d": float(trace.header["D"]),
+    }
     keys = ["site", "sup_step", "cycle", "latent_step"]
-    rows = []
+    rows: list[dict[str, Any]] = []
     for address, group in steps.groupby(keys, dropna=False, sort=False):
         row = {key: (None if value is None or value != value else value) for key, value in zip(keys, address, strict=True)}
         row = {key: int(value) if isinstance(value, float) else value for key, value in row.items()}
@@ -96,19 +108,48 @@ def _summary(trace: Any, files: list[str], dropped: int) -> ExperimentResult:
                 "q_halt": group["q_halt"].astype(float).mean(),
             }
         )
-    result.add_table("evaluations", rows, description="Each traced evaluation, averaged over examples: norm of the state, relative change since the site's evaluation before, and the answer where one was read out.")
+    result.add_table(
+        "evaluations",
+        rows,
+        description="Each traced evaluation, averaged over examples: norm of the state, relative change since the site's evaluation before, and the answer where one was read out.",
+    )
     answered = [row for row in rows if row["exact"] is not None]
     if answered:
         result.metrics["trace/exact"] = float(answered[-1]["exact"])
         result.metrics["trace/token_acc"] = float(answered[-1]["token_acc"])
     if len(answered) > 1:
-        result.add_table("answers", answered, columns=["sup_step", "exact", "token_acc", "q_halt"], description="The answer read out after each supervision step.")
+        result.add_table(
+            "answers",
+            answered,
+            columns=["sup_step", "exact", "token_acc", "q_halt"],
+            description="The answer read out after each supervision step.",
+        )
         result.figures.append(
-            Figure(name="answers", table="answers", kind="line", x="sup_step", y=["exact", "token_acc"], title="Answer after each supervision step", x_label="supervision step", y_label="share right")
+            Figure(
+                name="answers",
+                table="answers",
+                kind="line",
+                x="sup_step",
+                y=["exact", "token_acc"],
+                title="Answer after each supervision step",
+                x_label="supervision step",
+                y_label="share right",
+            )
         )
     if any(row["residual"] == row["residual"] and row["residual"] is not None for row in rows):
         result.figures.append(
-            Figure(name="residuals", table="evaluations", kind="line", x="evaluation", y=["residual"], series="site", title="How far each evaluation moves the state", x_label="evaluation", y_label="|h − h_prev| / |h_prev|", log_y=True)
+            Figure(
+                name="residuals",
+                table="evaluations",
+                kind="line",
+                x="evaluation",
+                y=["residual"],
+                series="site",
+                title="How far each evaluation moves the state",
+                x_label="evaluation",
+                y_label="|h − h_prev| / |h_prev|",
+                log_y=True,
+            )
         )
     result.diagnostics.n_contexts_tested = int(trace.header["n_examples"])
     if dropped:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints, model_validator
 
-from mlinterp.spec import Frozen
+from mlinterp.frozen import Frozen
 
 PolicyName = Literal["ablate_features", "clamp_features", "patch_features", "steer", "patch_states"]
 Metric = Literal["margin", "log_prob", "kl", "exact", "token_acc", "agreement"]

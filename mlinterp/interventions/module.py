@@ -63,7 +63,7 @@ class InterventionModule(pl.LightningModule):
         super().__init__()
         self.runner, self.files, self.task = runner, files, task
 
-    def transfer_batch_to_device(self, batch: Sequence[int], device: torch.device, dataloader_idx: int) -> Sequence[int]:  # noqa: ARG002
+    def transfer_batch_to_device(self, batch: Sequence[int], device: torch.device, dataloader_idx: int) -> Sequence[int]:
         """Leave example numbers as they are."""
         return batch
 

@@ -45,21 +45,8 @@ def sha256_arrays(arrays: Mapping[str, np.ndarray]) -> str:
     for name in sorted(arrays):
         array = np.ascontiguousarray(arrays[name])
         digest.update(f"{name}\x1f{array.dtype.str}\x1f{array.shape}\x1f".encode())
-        digest.update(memoryview(array.reshape(-1).view(np.uint8)))
+        digest.update(array.reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
-
-
-def content_digest(path: Path) -> str:
-    """Return the digest of what a file says, blind to volatile fields. Unknown formats are digested as bytes."""
-    if path.suffix == ".json":
-        return sha256_json(without_volatile(json.loads(path.read_text())))
-    if path.suffix == ".jsonl":
-        digest = hashlib.sha256()
-        with path.open() as handle:
-            for line in handle:
-                digest.update(canonical_json(without_volatile(json.loads(line))).encode() + b"\n")
-        return digest.hexdigest()
-    return sha256_file(path)
 
 
 def without_volatile(value: Any) -> Any:

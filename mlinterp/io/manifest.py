@@ -11,6 +11,7 @@ who can rewrite the manifest too.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
@@ -18,8 +19,7 @@ from typing import Any
 
 from mlinterp.errors import UnsafeError, VerificationError
 from mlinterp.io.atomic import write_json
-from mlinterp.io.digests import content_digest as plain_content_digest
-from mlinterp.io.digests import sha256_file, sha256_json
+from mlinterp.io.digests import canonical_json, sha256_file, sha256_json, without_volatile
 
 MANIFEST_SCHEMA = "mlinterp.manifest.v1"
 MANIFEST_NAME = "manifest.json"
@@ -71,14 +71,22 @@ def content_digest(path: Path) -> str:
     Raises VerificationError for content that is not what the suffix says.
     """
     try:
-        if path.suffix != ".safetensors":
-            return plain_content_digest(path)
-        from mlinterp.io.tensors import load_tensors, tensors_digest
+        if path.suffix == ".json":
+            return sha256_json(without_volatile(json.loads(path.read_text())))
+        if path.suffix == ".jsonl":
+            digest = hashlib.sha256()
+            with path.open() as handle:
+                for line in handle:
+                    digest.update(canonical_json(without_volatile(json.loads(line))).encode() + b"\n")
+            return digest.hexdigest()
+        if path.suffix == ".safetensors":
+            from mlinterp.io.tensors import load_tensors, tensors_digest
 
-        tensors, meta = load_tensors(path, sha256_file(path))
-        return sha256_json([tensors_digest(tensors), meta])
+            tensors, meta = load_tensors(path, sha256_file(path))
+            return sha256_json([tensors_digest(tensors), meta])
     except ValueError as error:
         raise VerificationError(f"{path}: not valid {path.suffix.lstrip('.')}: {error}") from error
+    return sha256_file(path)
 
 
 def _describe(folder: Path, name: str) -> dict[str, Any]:

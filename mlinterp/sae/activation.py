@@ -35,7 +35,7 @@ class Activation(nn.Module, ABC):
         """Return the latent activations of a training batch `[batch, d_sae]`, with gradient."""
         return self(pre)
 
-    def penalty(self, pre: Tensor, acts: Tensor, variance: Tensor) -> Tensor:  # noqa: ARG002 - one signature for every architecture
+    def penalty(self, pre: Tensor, acts: Tensor, variance: Tensor) -> Tensor:
         """Return the cost of being dense, beside an error measured in units of `variance` (a scalar)."""
         return pre.new_zeros(())
 

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from mlinterp.spec import Frozen
+from mlinterp.frozen import Frozen
 
 Architecture = Literal["relu-l1", "topk", "batchtopk", "jumprelu"]
 

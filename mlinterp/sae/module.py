@@ -96,10 +96,6 @@ class SAEModule(ResumableModule):
         """Take over a state that `tensors` returned."""
         self.load_state_dict(dict(tensors))
 
-    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:  # noqa: ARG002 - Lightning's hook
-        """Leave a chunk as it is: Lightning would rebuild the range element by element, which no range allows."""
-        return batch
-
     def _shuffle_of_epoch(self, epoch: int) -> np.ndarray:
         return numpy_stream(self.config.seed, "sae", "order", epoch).permutation(self.index)
 

@@ -15,6 +15,6 @@ class ReLUL1(Activation):
         """Return the latent activations of pre-activations `[..., d_sae]`."""
         return torch.relu(pre)
 
-    def penalty(self, pre: Tensor, acts: Tensor, variance: Tensor) -> Tensor:  # noqa: ARG002 - one signature for every architecture
+    def penalty(self, pre: Tensor, acts: Tensor, variance: Tensor) -> Tensor:
         """Return l1 · mean over rows of Σ_j acts_j, in units of the variance."""
         return (self.config.l1 or 0.0) * acts.sum(dim=-1).mean() / variance

@@ -29,6 +29,8 @@ WEIGHTS, CONFIG = "subject/weights.safetensors", "subject/config.json"
 class SubjectFit(ResumableModule):
     """Trains `objective.module` for `total_steps` steps.
 
+    `asked` is what the objective was made from (its options, its seed): a checkpoint made from anything else is refused.
+
     `objective.optimizer` holds `lr, betas, weight_decay, warmup_steps` and optionally `grad_clip` and `ema` (the decay of the
     averaged weights, which are the ones scored and kept).
 
@@ -38,13 +40,19 @@ class SubjectFit(ResumableModule):
 
     stage = "subject_fit"
 
-    def __init__(self, subject: Subject, objective: Objective, total_steps: int, eval_every: int) -> None:
+    def __init__(
+        self, subject: Subject, objective: Objective, total_steps: int, eval_every: int, asked: Mapping[str, Any] | None = None
+    ) -> None:
         super().__init__()
+        self.asked = dict(asked or {})
         self.subject, self.objective, self.total_steps, self.eval_every = subject, objective, total_steps, eval_every
         self.options: Mapping[str, Any] = objective.optimizer
         self.network = objective.module
         self.adam = torch.optim.AdamW(
-            [parameter for _, parameter in self._trained()], lr=self.options["lr"], betas=tuple(self.options["betas"]), weight_decay=self.options["weight_decay"]
+            [parameter for _, parameter in self._trained()],
+            lr=self.options["lr"],
+            betas=tuple(self.options["betas"]),
+            weight_decay=self.options["weight_decay"],
         )
         self.average = {name: parameter.detach().clone() for name, parameter in self._trained()} if self.options.get("ema") else {}
         self.history: list[dict[str, float]] = []
@@ -54,7 +62,7 @@ class SubjectFit(ResumableModule):
 
     def fingerprint(self) -> Mapping[str, Any]:
         """Return what a checkpoint must agree on."""
-        return {"config": dict(self.subject.config), "optimizer": dict(self.options), "steps": self.total_steps}
+        return {"config": dict(self.subject.config), "optimizer": dict(self.options), "steps": self.total_steps, **self.asked}
 
     def inner_step(self, step: int) -> Mapping[str, float | Tensor]:
         """Take optimizer step `step`."""
@@ -95,14 +103,14 @@ class SubjectFit(ResumableModule):
             parameter.copy_(values[name])
 
     def finish(self) -> None:
-        """Leave the averaged weights (where there is an average) in the subject."""
+        """Leave the averaged weights (where there is an average) in the subject, frozen."""
         if self.average:
             self._put(self.average)
-        self.network.eval()
+        self.network.eval().requires_grad_(requires_grad=False)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return weights, moments, average, carry and history."""
-        state = {f"weight.{name}": parameter for name, parameter in self._trained()}
+        state: dict[str, Tensor] = {f"weight.{name}": parameter for name, parameter in self._trained()}
         state |= {f"average.{name}": value for name, value in self.average.items()}
         state |= {f"carry.{name}": value for name, value in self.objective.carry().items()}
         for name, parameter in self._trained():
@@ -130,7 +138,9 @@ class SubjectFit(ResumableModule):
 def save_subject(subject: Subject, folder: Path) -> list[str]:
     """Write a subject's weights and configuration below `folder` and return the files' names."""
     save_tensors(folder / WEIGHTS, subject.model.state_dict(), {"digest": subject.digest()})
-    write_json(folder / CONFIG, {"schema": "mlinterp.subject.v1", "kind": subject.kind, "config": dict(subject.config), "sha256": subject.digest()})
+    write_json(
+        folder / CONFIG, {"schema": "mlinterp.subject.v1", "kind": subject.kind, "config": dict(subject.config), "sha256": subject.digest()}
+    )
     return [WEIGHTS, f"{WEIGHTS}.sha256", CONFIG]
 
 
@@ -143,7 +153,9 @@ def load_weights(subject: Subject, folder: Path) -> Subject:
     own = dict(subject.config)
     if stored["config"] != own:
         differing = sorted(key for key in {*stored["config"], *own} if stored["config"].get(key) != own.get(key))
-        raise VerificationError(f"{folder / CONFIG}: these weights belong to another configuration of '{subject.name}' (differs in {', '.join(differing)})")
+        raise VerificationError(
+            f"{folder / CONFIG}: these weights belong to another configuration of '{subject.name}' (differs in {', '.join(differing)})"
+        )
     tensors, _ = load_tensors(folder / WEIGHTS)
     subject.model.load_state_dict(tensors, strict=True)
     if subject.digest() != stored["sha256"]:

@@ -9,17 +9,15 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from mlinterp.frozen import Frozen
 
 PYTHON_STDLIB = "python:stdlib"
 """A `root` that means the source files of the running interpreter's standard library."""
 
 
-class _Declared(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-
-
-class Hub(_Declared):
+class Hub(Frozen):
     """A model on the hub, pinned to one commit."""
 
     name: str = Field(
@@ -28,7 +26,7 @@ class Hub(_Declared):
     revision: str = Field(pattern=r"^[0-9a-f]{40}$", description="the commit, in full: a branch or tag moves")
 
 
-class Source(_Declared):
+class Source(Frozen):
     """Where the model comes from: exactly one of the three."""
 
     path: str | None = Field(
@@ -49,20 +47,20 @@ class Source(_Declared):
         return self
 
 
-class Bpe(_Declared):
+class Bpe(Frozen):
     """A byte-level BPE tokenizer, trained on the training files alone."""
 
     vocab_size: int = Field(ge=260, le=250_000, description="tokens: 2 special ones, 256 bytes, the rest merges")
     isolate: str = Field("", max_length=64, description="characters that are never part of a longer token, such as ()[]{}")
 
 
-class TrainedTokenizer(_Declared):
+class TrainedTokenizer(Frozen):
     """A tokenizer trained here."""
 
     train_bpe: Bpe
 
 
-class TextData(_Declared):
+class TextData(Frozen):
     """Files of text, cut into contexts of fixed length. A file belongs to one split, by the hash of its name."""
 
     kind: Literal["text"]
@@ -74,14 +72,14 @@ class TextData(_Declared):
     test: float = Field(0.1, ge=0, le=0.5, description="share of files held out for experiments")
 
 
-class PromptData(_Declared):
+class PromptData(Frozen):
     """A list of texts, one JSON object `{"text": …}` a line, optionally with an `id`. It is the same in every split."""
 
     kind: Literal["prompts"]
     file: str = Field(description="JSON-lines file relative to the project's folder")
 
 
-class HuggingFaceConfig(_Declared):
+class HuggingFaceConfig(Frozen):
     """A model that `transformers` knows, with its text."""
 
     kind: Literal["huggingface"] = "huggingface"

@@ -6,8 +6,8 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from mlinterp.frozen import Frozen
 from mlinterp.subjects.tasks import TaskChoice
-from mlinterp.subjects.tasks.base import Frozen
 
 
 class TRMModelConfig(Frozen):

@@ -43,7 +43,9 @@ def capture(
     widths = {address.site: subject.width(address.site) for address in addresses}
     if len(set(widths.values())) > 1:
         sizes = ", ".join(f"{site} {width}" for site, width in widths.items())
-        raise SpecError(f"sites of different width cannot share one trace ({sizes})", field="variables.sites", allowed="trace them in separate specs")
+        raise SpecError(
+            f"sites of different width cannot share one trace ({sizes})", field="variables.sites", allowed="trace them in separate specs"
+        )
     whole = {
         **header,
         "model": {"name": subject.name, "sha256": subject.digest(), "config": dict(subject.config)},

@@ -79,7 +79,9 @@ class TraceDataset:
         examples = {row["example_id"]: row for row in rows if row["kind"] == "example"}
         steps = [row for row in rows if row["kind"] == "step"]
         if sum(step["state_count"] for step in steps) != len(states):
-            raise VerificationError(f"{file}: its step rows count {sum(s['state_count'] for s in steps)} states, the states hold {len(states)}")
+            raise VerificationError(
+                f"{file}: its step rows count {sum(s['state_count'] for s in steps)} states, the states hold {len(states)}"
+            )
         return cls(states, _meta(header, examples, steps), pd.DataFrame(steps), header, digest, file.parent)
 
     def rows(self, index: Any) -> np.ndarray:
@@ -150,15 +152,17 @@ def _meta(header: dict[str, Any], examples: dict[str, dict[str, Any]], steps: li
     sites = sorted({step["site"] for step in steps})
     site = np.repeat([sites.index(step["site"]) for step in steps], counts)
     where, true, pred = np.concatenate(position), np.concatenate(token_true), np.concatenate(token_pred)
-    exact = np.repeat([float("nan") if final.get(step["example_id"]) is None else float(final[step["example_id"]]) for step in steps], counts)
+    exact = np.repeat(
+        [float("nan") if final.get(step["example_id"]) is None else float(final[step["example_id"]]) for step in steps], counts
+    )
     return pd.DataFrame(
         {
             "row": np.arange(len(where)),
-            "example_id": pd.Categorical.from_codes(example, categories=names),
+            "example_id": pd.Categorical.from_codes(example.tolist(), categories=pd.Index(names)),
             "sup_step": per_step("sup_step", -1),
             "cycle": per_step("cycle", -1),
             "latent_step": per_step("latent_step", -1),
-            "site": pd.Categorical.from_codes(site, categories=sites),
+            "site": pd.Categorical.from_codes(site.tolist(), categories=pd.Index(sites)),
             "position": where,
             "is_prefix": where < 0,
             "token_in": np.concatenate(token_in),

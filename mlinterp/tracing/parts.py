@@ -17,6 +17,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -46,7 +47,9 @@ class TraceParts:
         except (OSError, ValueError):
             return False
         if seal["fingerprint"] != self.fingerprint:
-            raise VerificationError(f"{self.folder}: holds parts of another trace (its settings or code differ); remove the folder to start over")
+            raise VerificationError(
+                f"{self.folder}: holds parts of another trace (its settings or code differ); remove the folder to start over"
+            )
         return all(path.is_file() and sha256_file(path) == seal[path.suffix] for path in self._files(index))
 
     def write(self, index: int, states: np.ndarray, rows: list[dict[str, Any]]) -> None:
@@ -69,7 +72,7 @@ class TraceParts:
         shards = [] if inline else _pack(arrays, shard_bytes)
         names = ["states.npy"] if len(shards) == 1 else [f"states-{number:05d}.npy" for number in range(len(shards))]
         for name, members in zip(names, shards, strict=True):
-            write_atomic(target / name, lambda handle, members=members: _write_npy(handle, members))
+            write_atomic(target / name, partial(_write_npy, members))
         states = [
             {"file": name, "rows": sum(len(part) for part in members), "sha256": sha256_file(target / name)}
             for name, members in zip(names, shards, strict=True)
@@ -81,12 +84,11 @@ class TraceParts:
             "states_file": names[0] if len(names) == 1 else None,
             "states": None if inline else states,
         }
-        write_atomic(target / "trace.jsonl", lambda handle: self._write_jsonl(handle, whole, arrays, inline))
-        del arrays
+        write_atomic(target / "trace.jsonl", partial(self._write_jsonl, whole, arrays, inline))
         shutil.rmtree(self.folder)
         return ["trace.jsonl", *names]
 
-    def _write_jsonl(self, handle: IO[bytes], header: Mapping[str, Any], arrays: list[np.ndarray], inline: bool) -> None:
+    def _write_jsonl(self, header: Mapping[str, Any], arrays: list[np.ndarray], inline: bool, handle: IO[bytes]) -> None:
         digest, offset, steps = hashlib.sha256(), 0, 0
 
         def put(row: Mapping[str, Any]) -> None:
@@ -125,9 +127,9 @@ def _pack(arrays: list[np.ndarray], shard_bytes: int) -> list[list[np.ndarray]]:
     return shards
 
 
-def _write_npy(handle: IO[bytes], parts: list[np.ndarray]) -> None:
+def _write_npy(parts: list[np.ndarray], handle: IO[bytes]) -> None:
     rows, width = sum(len(part) for part in parts), parts[0].shape[1]
     header = {"descr": np.lib.format.dtype_to_descr(parts[0].dtype), "fortran_order": False, "shape": (rows, width)}
     np.lib.format.write_array_header_1_0(handle, header)
     for part in parts:
-        handle.write(memoryview(np.ascontiguousarray(part).reshape(-1).view(np.uint8)))
+        handle.write(np.ascontiguousarray(part).reshape(-1).view(np.uint8).data)

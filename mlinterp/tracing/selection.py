@@ -11,7 +11,9 @@ from mlinterp.subjects.base import Address, Subject
 Granularity = Literal["sup", "cycle", "latent"]
 
 
-def select_addresses(subject: Subject, sites: Collection[str], granularity: Granularity, sup_steps: Sequence[int] | None = None) -> list[Address]:
+def select_addresses(
+    subject: Subject, sites: Collection[str], granularity: Granularity, sup_steps: Sequence[int] | None = None
+) -> list[Address]:
     """Return the addresses of a trace, in order of evaluation.
 
     `latent` keeps every evaluation, `cycle` the last one of each cycle, `sup` the last one of each supervision step. Subjects

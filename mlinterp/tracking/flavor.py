@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -153,9 +154,12 @@ def _log(
 
 def save_model(path: Path, mlflow_model: Model, *, kind: Kind, sae: SAE | None = None) -> None:
     """Describe a folder whose `data/` is in place as an MLflow model of this flavor: MLmodel, requirements, signature, example."""
-    from mlflow import pyfunc
     from mlflow.models.utils import _save_example
     from mlflow.utils.environment import _mlflow_conda_env, _PythonEnv
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # importing pyfunc warns about type hints of MLflow's own
+        from mlflow.pyfunc import add_to_model
 
     requirements = [
         f"{package}=={version(package).partition('+')[0]}" for package in ("mlinterp", "mlflow", "torch", "safetensors", "numpy")
@@ -166,7 +170,7 @@ def save_model(path: Path, mlflow_model: Model, *, kind: Kind, sae: SAE | None =
     if sae is not None:
         mlflow_model.signature = _signature(sae.config.d_in)
         _save_example(mlflow_model, (_example(sae.config.d_in), {"output": "codes"}), str(path))
-        pyfunc.add_to_model(mlflow_model, loader_module=__name__, data=DATA, conda_env="conda.yaml", python_env="python_env.yaml")
+        add_to_model(mlflow_model, loader_module=__name__, data=DATA, conda_env="conda.yaml", python_env="python_env.yaml")
     mlflow_model.add_flavor(FLAVOR, kind=kind, data=DATA, format_version=1, mlinterp_version=version("mlinterp"))
     mlflow_model.save(os.path.join(path, "MLmodel"))
 

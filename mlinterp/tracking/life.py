@@ -149,7 +149,9 @@ def _status(error: BaseException | None) -> str:
 
 def one_line(error: BaseException) -> str:
     """Return an error as one line without secrets, at most 500 characters."""
-    text = str(error) if isinstance(error, MlinterpError | Interrupted) else f"{type(error).__name__}: {error}"
+    text = str(error)
+    if not isinstance(error, MlinterpError | Interrupted):
+        text = f"{type(error).__name__}: {text}" if text else type(error).__name__
     return visible(scrub(" ".join(text.split())))[:500]
 
 

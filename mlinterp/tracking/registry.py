@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -61,9 +63,25 @@ def register(store: Store, name: str, model_id: str, run_id: str, tags: Mapping[
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    made = store.client.create_model_version(name, f"models:/{model_id}", run_id=run_id, tags=dict(tags), model_id=model_id)
+    with _process_wide(store.uri):
+        made = store.client.create_model_version(name, f"models:/{model_id}", run_id=run_id, tags=dict(tags), model_id=model_id)
     store.client.set_registered_model_alias(name, alias, str(made.version))
     return int(made.version)
+
+
+@contextmanager
+def _process_wide(uri: str) -> Iterator[None]:
+    """Make a store the process-wide one for a moment: MLflow's database registry looks `models:/` up there."""
+    from mlflow.tracking._tracking_service.utils import _use_tracking_uri
+
+    before = os.environ.get("MLFLOW_TRACKING_URI")
+    try:
+        with _use_tracking_uri(uri):
+            yield
+    finally:
+        os.environ.pop("MLFLOW_TRACKING_URI", None)
+        if before is not None:
+            os.environ["MLFLOW_TRACKING_URI"] = before
 
 
 def resolve_model(store: Store, reference: str) -> ResolvedModel:
@@ -73,16 +91,16 @@ def resolve_model(store: Store, reference: str) -> ResolvedModel:
     registered.
     """
     version = _find(store, reference)
-    model = store.client.get_logged_model(version.model_id)
-    digest = {**model.tags, **version.tags}.get(DIGEST_TAG)
-    if digest is None:
+    model_id, digest = str(version.source).removeprefix("models:/"), version.tags.get(DIGEST_TAG)
+    if digest is None or not re.fullmatch(r"m-[0-9a-f]{32}", model_id):
         raise VerificationError(f"{reference}: is no model of mlinterp (it has no tag {DIGEST_TAG})")
-    folder = store.cache / "models" / version.model_id
+    model = store.client.get_logged_model(model_id)
+    folder = store.cache / "models" / model_id
     if not _holds(folder, digest):
-        _download(store, version.model_id, folder)
+        _download(store, model.artifact_location, folder)
         if not _holds(folder, digest):
             raise VerificationError(f"{reference}: its files are not the ones that were registered (tag {DIGEST_TAG})")
-    return ResolvedModel(folder / DATA, version.name, int(version.version), version.model_id, version.run_id or model.source_run_id, digest)
+    return ResolvedModel(folder / DATA, version.name, int(version.version), model_id, version.run_id or model.source_run_id, digest)
 
 
 def load_sae(reference: str, *, workspace: Path | None = None, uri: str | None = None) -> SAE:
@@ -131,15 +149,14 @@ def _holds(folder: Path, digest: str) -> bool:
     return content_digest(folder / DATA) == digest
 
 
-def _download(store: Store, model_id: str, folder: Path) -> None:
-    """Fetch a logged model's files; the folder appears whole or not at all."""
+def _download(store: Store, location: str, folder: Path) -> None:
+    """Fetch a logged model's data; the folder appears whole or not at all."""
     import mlflow.artifacts
 
     from mlinterp.tracking.connection import reaching
 
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{model_id}.", dir=folder.parent) as temporary, reaching(store.shown_uri):
-        address = f"models:/{model_id}/{DATA}"
-        mlflow.artifacts.download_artifacts(artifact_uri=address, dst_path=temporary, tracking_uri=store.uri, registry_uri=store.uri)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary, reaching(store.shown_uri):
+        mlflow.artifacts.download_artifacts(f"{location}/{DATA}", dst_path=temporary, tracking_uri=store.uri)
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(temporary, folder, symlinks=True)

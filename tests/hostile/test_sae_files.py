@@ -5,7 +5,6 @@ import io
 import json
 import os
 import pickle
-import pip
 import random
 import runpy
 import struct
@@ -13,6 +12,7 @@ import tarfile
 import zipfile
 from collections import OrderedDict
 
+import pip
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -102,7 +102,9 @@ def test_our_own_file_opens(tmp_path, honest):
 def test_code_in_the_pickle_never_runs(tmp_path, honest, attack, protocol):
     canary = str(tmp_path / "canary")
     contents = members(honest)
-    contents["archive/data.pkl"] = pickle.dumps({**payload_of(honest), "state_dict": attack(canary)} if protocol else attack(canary), protocol)
+    contents["archive/data.pkl"] = pickle.dumps(
+        {**payload_of(honest), "state_dict": attack(canary)} if protocol else attack(canary), protocol
+    )
     refuse(tmp_path, pack(contents), UnsafeError)
     assert not os.path.exists(canary)
 
@@ -157,16 +159,21 @@ def test_archives_that_are_no_plain_torch_zip_are_refused(tmp_path, honest):
     refuse(tmp_path, pack({**contents, "archive/data/9": b"0" * 10_000_000}, zipfile.ZIP_DEFLATED), UnsafeError)
     refuse(tmp_path, honest + b"trailing", UnsafeError, "before or after")
     refuse(tmp_path, pack({"archive/data.pkl": b"."}) + honest, UnsafeError, "before or after")
-    for extra in ("archive/data2.pkl", "archive/constants.pkl", "archive/code/x.py", "../evil", "/etc/x", "archive/data/../../x", "other/version"):
+    for extra in (
+        "archive/data2.pkl",
+        "archive/constants.pkl",
+        "archive/code/x.py",
+        "../evil",
+        "/etc/x",
+        "archive/data/../../x",
+        "other/version",
+    ):
         refuse(tmp_path, pack({**contents, extra: b"x"}), UnsafeError, "exactly the members")
     without = {name: content for name, content in contents.items() if name != "archive/version"}
     refuse(tmp_path, pack(without), UnsafeError, "exactly the members")
-    with pytest.warns(UserWarning, match="Duplicate name"):
-        buffer = io.BytesIO()
-        with zipfile.ZipFile(buffer, "w") as archive:
-            for name, content in contents.items():
-                archive.writestr(name, content)
-            archive.writestr("archive/data.pkl", b"\x80\x02}.")
+    buffer = io.BytesIO(pack(contents))
+    with zipfile.ZipFile(buffer, "a") as archive, pytest.warns(UserWarning, match="Duplicate name"):
+        archive.writestr("archive/data.pkl", b"\x80\x02}.")
     refuse(tmp_path, buffer.getvalue(), UnsafeError, "exactly the members")
     flagged = bytearray(honest)
     flagged[honest.index(b"PK\x01\x02") + 8] |= 1
@@ -378,7 +385,16 @@ def test_several_thresholds_are_no_batchtopk(tmp_path):
 def test_a_foreign_configuration_is_read_with_the_same_care(tmp_path):
     save_sae(a_sae(), tmp_path / "ours")
     save_file(load_file(tmp_path / "ours" / "sae.safetensors"), tmp_path / "sae_weights.safetensors")
-    for text in (None, "", "[]", "null", "{}", "[" * 100_000, '{"architecture": "topk", "d_in": "4", "d_sae": 6, "k": 2}', '{"architecture": ["topk"]}'):
+    for text in (
+        None,
+        "",
+        "[]",
+        "null",
+        "{}",
+        "[" * 100_000,
+        '{"architecture": "topk", "d_in": "4", "d_sae": 6, "k": 2}',
+        '{"architecture": ["topk"]}',
+    ):
         if text is not None:
             (tmp_path / "cfg.json").write_text(text)
         with pytest.raises(VerificationError, match=r"cfg\.json"):

@@ -219,7 +219,7 @@ def attack(folder: Path, case: tuple[int, list[tuple[str, float, bytes]]]) -> No
 quiet = {"deadline": None, "suppress_health_check": list(HealthCheck)}
 
 
-@settings(max_examples=400, **quiet)  # type: ignore[arg-type]
+@settings(max_examples=200, **quiet)  # type: ignore[arg-type]
 @given(case=mutations())
 @example(case=(3, [("truncate", 0.0, b"x")]))
 def test_mutated_specs_end_in_one_line(folder: Path, case: tuple[int, list[tuple[str, float, bytes]]]) -> None:
@@ -233,7 +233,7 @@ def test_very_many_mutated_specs_end_in_one_line(folder: Path, case: tuple[int, 
     attack(folder, case)
 
 
-@settings(max_examples=150, **quiet)  # type: ignore[arg-type]
+@settings(max_examples=80, **quiet)  # type: ignore[arg-type]
 @given(suffix=st.sampled_from(["yaml", "json", "toml"]), text=st.binary(max_size=200))
 def test_random_bytes_end_in_one_line(folder: Path, suffix: str, text: bytes) -> None:
     path = folder / f"random.{suffix}"
@@ -241,7 +241,7 @@ def test_random_bytes_end_in_one_line(folder: Path, suffix: str, text: bytes) ->
     assert holds(path) == 2
 
 
-@settings(max_examples=150, **quiet)  # type: ignore[arg-type]
+@settings(max_examples=80, **quiet)  # type: ignore[arg-type]
 @given(edits=mutations())
 def test_mutated_project_files_end_in_one_line(folder: Path, edits: tuple[int, list[tuple[str, float, bytes]]]) -> None:
     root = folder.parent / "other"

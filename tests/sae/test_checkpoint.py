@@ -71,7 +71,9 @@ def test_relu_is_called_relu_in_the_file(random_sae, tmp_path):
     assert torch.load(tmp_path / "sae.pt", weights_only=True)["config"]["activation"] == "relu"
 
 
-@pytest.mark.parametrize(("activation", "architecture"), [("relu-l1", "standard"), ("topk", "topk"), ("batchtopk", "jumprelu"), ("jumprelu", "jumprelu")])
+@pytest.mark.parametrize(
+    ("activation", "architecture"), [("relu-l1", "standard"), ("topk", "topk"), ("batchtopk", "jumprelu"), ("jumprelu", "jumprelu")]
+)
 def test_safetensors_and_cfg_have_the_layout_of_saelens(random_sae, tmp_path, activation, architecture):
     sae = random_sae(activation)
     save_sae(sae, tmp_path)

@@ -50,7 +50,9 @@ class _Killed(Exception):
 
 
 @pytest.mark.parametrize("activation", ARCHITECTURES)
-def test_a_fit_killed_between_and_inside_chunks_ends_with_the_bits_of_one_that_was_not(planted, module, silent, tmp_path, activation, monkeypatch):
+def test_a_fit_killed_between_and_inside_chunks_ends_with_the_bits_of_one_that_was_not(
+    planted, module, silent, tmp_path, activation, monkeypatch
+):
     def build():
         return module(planted, activation, d_sae=48, steps=90, batch_size=64, dead_after_tokens=640, index=np.arange(1000))
 
@@ -91,7 +93,7 @@ def test_each_epoch_shows_every_row_once_in_an_order_of_its_own(rows, module):
     fitted = module(source, d_sae=4, steps=20, batch_size=4)
     fitted.sae.scale.fill_(1.0)
     batches = [[int(row) // 2 for row in fitted.batch(step)[:, 0]] for step in range(5)]
-    assert sorted(sum(batches, [])) == sorted([*range(10), *range(10)])
+    assert sorted(row for batch in batches for row in batch) == sorted([*range(10), *range(10)])
     assert len({*batches[0], *batches[1]}) == 8
     assert batches[:2] != batches[3:]
     again = module(source, d_sae=4, steps=20, batch_size=4)

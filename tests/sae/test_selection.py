@@ -44,7 +44,7 @@ def test_addresses_hold_none_where_a_site_has_no_latent_steps(meta):
 
 def test_an_only_site_need_not_be_named_and_several_must(meta):
     assert choose_rows(meta[meta["site"] == "z_H"]).site == "z_H"
-    with pytest.raises(SpecError, match="several sites.*z_L, z_H"):
+    with pytest.raises(SpecError, match=r"several sites.*z_L, z_H"):
         choose_rows(meta)
     with pytest.raises(SpecError, match=r"unknown site of this trace 'zH'; allowed: z_L, z_H; did you mean 'z_H'"):
         choose_rows(meta, site="zH")
@@ -72,7 +72,9 @@ def test_the_split_never_cuts_through_an_example(meta):
 
 
 def test_the_split_depends_on_the_seed_and_on_nothing_else(meta):
-    many = pd.concat([meta.assign(example_id=[f"{name}-{i}" for name in meta["example_id"]], row=meta["row"] + i * len(meta)) for i in range(10)])
+    many = pd.concat(
+        [meta.assign(example_id=[f"{name}-{i}" for name in meta["example_id"]], row=meta["row"] + i * len(meta)) for i in range(10)]
+    )
     one, same, other = (set(split_by_example(frame, 0.2, seed).validation) for frame, seed in ((many, 0), (many[::-1], 0), (many, 1)))
     assert one == same != other
 
@@ -96,6 +98,7 @@ def test_a_context_marks_the_rows_own_token(meta):
 
 def test_a_place_that_returns_at_several_steps_is_shown_once(meta):
     contexts = Contexts(meta)
-    rows = meta.query("example_id == 'e0' and position == 0")["row"].tolist() + [-1] + meta.query("example_id == 'e1' and position == 2")["row"].tolist()
+    first, second = (meta.query(where)["row"] for where in ("example_id == 'e0' and position == 0", "example_id == 'e1' and position == 2"))
+    rows = [*first, -1, *second]
     assert contexts.distinct(rows, 5) == ["«0» 1 2", "10 11 «12»"]
     assert contexts.distinct(rows, 1) == ["«0» 1 2"]

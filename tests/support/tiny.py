@@ -44,9 +44,7 @@ class TinySubject(Subject):
         return Examples(tuple(f"{split}-{i}" for i in range(n)), inputs, targets, mask)
 
     @torch.no_grad()
-    def forward(
-        self, batch: Batch, tap: Tap | None = None, sites: Collection[str] = (), until: Address | None = None
-    ) -> Outputs | None:
+    def forward(self, batch: Batch, tap: Tap | None = None, sites: Collection[str] = (), until: Address | None = None) -> Outputs | None:
         E, W, U = self.model.E, self.model.W, self.model.U
         prefix = torch.ones(len(batch), self.n_prefix, E.shape[1])
         z_a, z_b, preds = torch.cat([prefix, E[batch.inputs]], dim=1), torch.zeros(()), []

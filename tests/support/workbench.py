@@ -24,7 +24,11 @@ PROJECT = {
     },
 }
 STEPS: list[dict[str, Any]] = [
-    {"name": "subject", "type": "subject_fit", "variables": {"steps": 60, "eval_every": 30, "checkpoint_every": 10, "options": {"batch_size": 16}}},
+    {
+        "name": "subject",
+        "type": "subject_fit",
+        "variables": {"steps": 60, "eval_every": 30, "checkpoint_every": 10, "options": {"batch_size": 16}},
+    },
     {
         "name": "trace",
         "type": "trace",
@@ -46,7 +50,11 @@ STEPS: list[dict[str, Any]] = [
             "batch_size": 8,
             "n_bootstrap": 200,
             "interventions": [
-                {"policy": "ablate_features", "features": "top:2", "at": {"site": "z_L", "sup_steps": [1], "cycles": [1], "latent_steps": [1]}},
+                {
+                    "policy": "ablate_features",
+                    "features": "top:2",
+                    "at": {"site": "z_L", "sup_steps": [1], "cycles": [1], "latent_steps": [1]},
+                },
                 {"policy": "patch_states", "at": {"site": "z_L", "sup_steps": [1], "cycles": [1], "latent_steps": [1]}},
             ],
         },

@@ -95,7 +95,9 @@ def test_shards_read_back_as_the_one_file_does(tmp_path):
 def test_inline_states_read_back_as_the_file_does(tmp_path):
     trace(tmp_path / "file")
     assert trace(tmp_path / "inline", inline=True).files == ["trace.jsonl"]
-    np.testing.assert_array_equal(TraceDataset.load(tmp_path / "file").rows(slice(None)), TraceDataset.load(tmp_path / "inline").rows(slice(None)))
+    np.testing.assert_array_equal(
+        TraceDataset.load(tmp_path / "file").rows(slice(None)), TraceDataset.load(tmp_path / "inline").rows(slice(None))
+    )
 
 
 class _Killed(BaseException):
@@ -135,7 +137,9 @@ def test_a_nonfinite_activation_is_named(tmp_path):
     subject = TinySubject()
     with torch.no_grad():
         subject.model.E[3, 0] = float("nan")
-    example, position = next((f"test-{b}", p) for b, row in enumerate(subject.examples("test", 10).inputs.tolist()) for p, t in enumerate(row) if t == 3)
+    example, position = next(
+        (f"test-{b}", p) for b, row in enumerate(subject.examples("test", 10).inputs.tolist()) for p, t in enumerate(row) if t == 3
+    )
     with pytest.raises(ExperimentError, match=rf"z_a, sup_step 0 is NaN or infinite \(example {example}, position {position}\)"):
         trace(tmp_path, subject)
 

@@ -46,7 +46,7 @@ def test_a_run_that_ends_normally_is_finished_and_leaves_no_lease(life, store, t
 
 def test_an_error_is_told_in_one_line_without_secrets_and_metrics_are_kept(life, store, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_verysecretvalue")
-    with pytest.raises(RuntimeError), life() as one:
+    with pytest.raises(RuntimeError), life() as one:  # noqa: PT012
         one.recorder.metrics({"a/b": 1.0}, 0)
         raise RuntimeError("cannot open https://ada:hunter2@host/x\nwith hf_verysecretvalue\x1b[31m")
     run = run_of(store, one)
@@ -63,7 +63,7 @@ def test_an_error_is_told_in_one_line_without_secrets_and_metrics_are_kept(life,
         (SystemExit("no"), "FAILED", "SystemExit: no"),
         (SystemExit(0), "FINISHED", None),
         (SystemExit(None), "FINISHED", None),
-        (KeyboardInterrupt(), "KILLED", "KeyboardInterrupt: "),
+        (KeyboardInterrupt(), "KILLED", "KeyboardInterrupt"),
         (Interrupted(15), "KILLED", "stopped by signal 15"),
     ],
 )
@@ -80,7 +80,7 @@ def test_each_way_out_of_the_block_has_its_status(life, store, error, status, to
 def test_a_signal_raises_interrupted_in_the_block_and_the_old_handler_comes_back(life, store, signum):
     before = signal.signal(signum, signal.default_int_handler)
     try:
-        with pytest.raises(Interrupted) as caught, life() as one:
+        with pytest.raises(Interrupted) as caught, life() as one:  # noqa: PT012
             os.kill(os.getpid(), signum)
             time.sleep(5)
         assert signal.getsignal(signum) is signal.default_int_handler
@@ -92,8 +92,8 @@ def test_a_signal_raises_interrupted_in_the_block_and_the_old_handler_comes_back
 
 def test_a_signal_to_nested_runs_kills_the_inner_then_the_outer(life, store):
     ended = []
-    with pytest.raises(Interrupted), life("study") as outer:
-        with pytest.raises(Interrupted), life("step", {"mlflow.parentRunId": outer.run_id}) as inner:
+    with pytest.raises(Interrupted), life("study") as outer:  # noqa: PT012
+        with pytest.raises(Interrupted), life("step", {"mlflow.parentRunId": outer.run_id}) as inner:  # noqa: PT012
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(5)
         ended.append(run_of(store, inner).info.status)
@@ -179,7 +179,8 @@ def test_the_run_that_mlflow_opened_for_this_process_is_adopted_once(life, store
     given = store.client.create_run(experiment).info.run_id
     monkeypatch.setenv("MLFLOW_RUN_ID", given)
     with life("study") as outer, life("step", {"mlflow.parentRunId": given}) as inner:
-        assert (outer.run_id == given) and (inner.run_id != given)
+        assert outer.run_id == given
+        assert inner.run_id != given
         assert "MLFLOW_RUN_ID" not in os.environ
     assert run_of(store, outer).info.status == "FINISHED"
 
@@ -226,7 +227,9 @@ def orphan(store, experiment, tmp_path):
     return make
 
 
-@pytest.mark.parametrize("changes", [{"started": 1}, {"pid": 2**22 - 1}, {"boot_id": "another"}], ids=["reused process id", "gone", "rebooted"])
+@pytest.mark.parametrize(
+    "changes", [{"started": 1}, {"pid": 2**22 - 1}, {"boot_id": "another"}], ids=["reused process id", "gone", "rebooted"]
+)
 def test_a_run_without_its_process_is_closed_as_killed_and_resumable(orphan, store, tmp_path, changes):
     run_id = orphan(**changes)
     assert lease.reconcile(tmp_path) == [run_id]
@@ -288,7 +291,8 @@ def test_a_workspace_without_leases_is_reconciled_without_importing_mlflow(tmp_p
     import subprocess
     import sys
 
-    code = "import sys, pathlib; from mlinterp.tracking.lease import reconcile; reconcile(pathlib.Path(sys.argv[1])); sys.exit('mlflow' in sys.modules)"
+    code = "import sys, pathlib; from mlinterp.tracking.lease import reconcile; reconcile(pathlib.Path(sys.argv[1]))"
+    code += "; sys.exit('mlflow' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code, str(tmp_path)]).returncode == 0
     assert not list(tmp_path.iterdir())
 

@@ -32,7 +32,13 @@ def test_parameters_keep_their_spelling_and_250_of_them_go_in_batches(recorder):
     recorder.params({"spec.lr": 0.001, "spec.flag": True, "spec.none": None, "spec.ids": [1, 2], "spec.text": "ключ"})
     recorder.params({f"spec.p{i}": i for i in range(250)})
     kept = data(recorder).params
-    assert (kept["spec.lr"], kept["spec.flag"], kept["spec.none"], kept["spec.ids"], kept["spec.text"]) == ("0.001", "true", "null", "[1, 2]", "ключ")
+    assert (kept["spec.lr"], kept["spec.flag"], kept["spec.none"], kept["spec.ids"], kept["spec.text"]) == (
+        "0.001",
+        "true",
+        "null",
+        "[1, 2]",
+        "ключ",
+    )
     assert len(kept) == 255
 
 
@@ -157,6 +163,7 @@ def test_tables_are_written_for_spreadsheets_and_for_the_ui_and_tagged(recorder,
     assert json.loads(data(recorder).tags["mlflow.loggedArtifacts"]) == [{"path": name, "type": "table"} for name in names[1::2]]
 
 
+@pytest.mark.filterwarnings("ignore:For backward compatibility, 'str' dtypes")
 def test_a_tables_json_and_tag_are_what_mlflows_own_log_table_would_have_made(recorder, tmp_path, experiment):
     rows = [{"token": "=1", "n": 2, "x": None}, {"token": "@a", "n": 3, "x": 0.5}]
     (name,) = recorder.tables([ResultTable.of("tokens", rows)], tmp_path)[1:]

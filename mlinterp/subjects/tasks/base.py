@@ -14,10 +14,11 @@ from typing import Any, ClassVar, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from mlinterp.determinism import numpy_stream
 from mlinterp.errors import SpecError, nearest, unknown
+from mlinterp.frozen import Frozen
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
@@ -29,12 +30,6 @@ _CHUNK = 256
 """Candidates drawn at a time."""
 _FRUITLESS = 24
 """So many chunks in a row without one new example mean that there are no more."""
-
-
-class Frozen(BaseModel):
-    """Immutable, strict, no unknown keys, finite numbers."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class TaskOptions(Frozen):
@@ -107,7 +102,7 @@ class Task(ABC):
     def _no_augmentation(self) -> SpecError:
         return SpecError(f"task {self.name} has no augmentation", field="augment", allowed="allowed: false")
 
-    def augment(self, inputs: Ints, targets: Ints, rng: np.random.Generator) -> tuple[Ints, Ints]:  # noqa: ARG002 - for tasks that can
+    def augment(self, inputs: Ints, targets: Ints, rng: np.random.Generator) -> tuple[Ints, Ints]:
         """Return each example under a random symmetry of the task. Raises SpecError where the task has none."""
         raise self._no_augmentation()
 
