@@ -143,7 +143,7 @@ def plan_of(spec: Spec, session: Session, place: Place) -> Plan:
         return Plan(None, None, {}, _key(spec, subjects, outside, session))
     experiment = catalog.find(spec.type)
     variables = catalog.typed_variables(spec)
-    execution_inputs.check_roles(spec, experiment)
+    execution_inputs.check_roles(spec, experiment, place.given)
     subject = {spec.subject: session.project.subject_config(spec.subject)} if spec.subject else {}
     resolved = execution_inputs.resolve(spec, session, place)
     return Plan(experiment, variables, resolved, _key(spec, subject, {role: item.digest for role, item in resolved.items()}, session))

@@ -25,7 +25,8 @@ Reference = Annotated[
     str,
     StringConstraints(
         max_length=300,
-        pattern=r"^(@[A-Za-z0-9][A-Za-z0-9_-]{0,63}|latest|run:[0-9a-f]{32}|models:/[A-Za-z0-9][A-Za-z0-9_. -]{0,127}(@[A-Za-z0-9_-]{1,64}|/[0-9]{1,9}))$",
+        pattern=r"^(@[A-Za-z0-9][A-Za-z0-9_-]{0,63}|latest|run:[0-9a-f]{32}|"
+        r"models:/[A-Za-z0-9][A-Za-z0-9_. -]{0,127}(@[A-Za-z0-9_-]{1,64}|/[0-9]{1,9}))$",
     ),
 ]
 """Where an input comes from: `@step` of the same study, `latest` finished run of this subject, `run:ID`, `models:/NAME@alias|/VERSION`."""
@@ -124,9 +125,8 @@ class Spec(Frozen):
                 raise ValueError(f"two steps are named '{step.name}'")
             for role, reference in step.inputs.items():
                 if reference.startswith("@") and reference[1:] not in names[:index]:
-                    raise ValueError(
-                        f"step '{step.name}' takes {role} from '{reference}', which is no earlier step ({', '.join(names[:index]) or 'none'})"
-                    )
+                    earlier = ", ".join(names[:index]) or "none"
+                    raise ValueError(f"step '{step.name}' takes {role} from '{reference}', which is no earlier step ({earlier})")
         for key, values in self.matrix.items():
             if not values:
                 raise ValueError(f"matrix.{key} is empty")
@@ -208,7 +208,7 @@ def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
     """
     if not isinstance(value, dict) or not value:
         return {prefix: value} if prefix else {}
-    flat: dict[str, Any] = Field({})
+    flat: dict[str, Any] = {}
     for key, item in value.items():
         flat.update(flatten(item, f"{prefix}.{key}" if prefix else str(key)))
     return flat

@@ -58,7 +58,7 @@ class Composite:
 
         A failing step ends its study. A failing cell leaves its siblings alone; a sweep fails only when every cell does.
         """
-        started = _started_before(session, run_id) if place.run_id else {}
+        started = unfinished_children(session, run_id) if place.run_id else {}
         done: dict[str, RunSummary] = {}
         everything = self.children()
         with session.reporter.task(self.spec.type if self.spec.is_study else f"{self.spec.type} sweep", len(everything)) as task:
@@ -82,7 +82,7 @@ class Composite:
             return RunSummary("", child.label, "FAILED", session.store.shown_uri, session.workspace, label=child.label, error=str(error))
 
 
-def _started_before(session: Session, run_id: str) -> dict[str, str]:
+def unfinished_children(session: Session, run_id: str) -> dict[str, str]:
     """Return the unfinished children of an interrupted parent, by label."""
     from mlinterp.tracking import queries
 

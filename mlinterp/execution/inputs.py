@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from mlinterp.errors import SpecError, VerificationError, unknown
@@ -19,13 +19,13 @@ FILES: Mapping[str, tuple[str, ...]] = {
 """Which artifacts of a run make up each role."""
 
 
-def check_roles(spec: Spec, experiment: Experiment) -> None:
-    """Refuse inputs that the experiment type does not take, and the lack of those it needs."""
+def check_roles(spec: Spec, experiment: Experiment, given: Collection[str] = ()) -> None:
+    """Refuse inputs that the experiment type does not take, and the lack of those it needs; `given` ones are at hand already."""
     for role in spec.inputs:
         if role not in experiment.inputs:
             raise unknown(f"inputs.{role}", role, experiment.inputs, what=f"input of {experiment.type}")
     for role, required in experiment.inputs.items():
-        if required and role not in spec.inputs:
+        if required and role not in spec.inputs and role not in given:
             raise SpecError(
                 f"{experiment.type} needs a {role}",
                 field=f"inputs.{role}",

@@ -111,7 +111,8 @@ def _summary(trace: Any, files: list[str], dropped: int) -> ExperimentResult:
     result.add_table(
         "evaluations",
         rows,
-        description="Each traced evaluation, averaged over examples: norm of the state, relative change since the site's evaluation before, and the answer where one was read out.",
+        description="Each traced evaluation, averaged over examples: norm of the state, relative change since the site's evaluation "
+        "before, and the answer where one was read out.",
     )
     answered = [row for row in rows if row["exact"] is not None]
     if answered:

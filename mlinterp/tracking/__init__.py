@@ -19,6 +19,7 @@ names       what may be called what
 
 from __future__ import annotations
 
+import logging
 import os
 
 # Read by MLflow when it is first imported, which every module here does later than this.
@@ -33,3 +34,6 @@ for _name, _value in {
     "GIT_PYTHON_REFRESH": "quiet",
 }.items():
     os.environ.setdefault(_name, _value)
+
+for _name in ("mlflow.store.db.utils", "alembic", "mlflow.tracking._model_registry.client"):  # they tell of every migration and version
+    logging.getLogger(_name).setLevel(logging.WARNING)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import logging
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -65,8 +64,6 @@ def connect(uri: str, shown_uri: str) -> MlflowClient:
     """Return a client of a store for runs and registry alike; every method raises TrackingError where the store is out of reach."""
     from mlflow import MlflowClient
 
-    for noisy in ("mlflow.store.db.utils", "alembic", "mlflow.tracking._model_registry.client"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
     with reaching(shown_uri):
         client = MlflowClient(tracking_uri=uri, registry_uri=uri)
     return cast("MlflowClient", _Guarded(client, shown_uri))

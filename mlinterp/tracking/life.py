@@ -90,6 +90,7 @@ class RunLife:
             self.run_id = run.info.run_id
             self._lease = leases.take(self._workspace, self.store, self.run_id)
             leases.release(self._workspace, token)
+            client.delete_tag(self.run_id, leases.OPENING)
         else:
             os.environ.pop("MLFLOW_RUN_ID", None)  # or every run below this one would adopt it too
             run = client.get_run(existing)

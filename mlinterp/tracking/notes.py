@@ -5,12 +5,11 @@ The note's own text stays; only what follows the heading below is written anew, 
 
 from __future__ import annotations
 
-import json
 import re
 from typing import TYPE_CHECKING
 
 from mlinterp.tracking import links, queries
-from mlinterp.tracking.recorder import CONTEXT_TAG, LONGEST_TAG, NOTE_TAG, Recorder
+from mlinterp.tracking.recorder import INPUT_TAG, LONGEST_TAG, NOTE_TAG, Recorder
 from mlinterp.tracking.store import Store
 
 if TYPE_CHECKING:
@@ -41,12 +40,9 @@ def _write(store: Store, run: Run) -> str:
 
 def _upstream(run: Run) -> dict[str, str]:
     """Return the runs that a run rests on, by id, each with the role of what it took from there."""
-    roles: dict[str, str] = dict.fromkeys((found for found in run.data.tags.get("mlinterp.upstream", "").split(",") if found), "")
-    for item in run.inputs.dataset_inputs if run.inputs else []:
-        uri = json.loads(item.dataset.source).get("uri", "")
-        if uri.startswith("runs:/"):
-            roles[uri.removeprefix("runs:/")] = next((tag.value for tag in item.tags if tag.key == CONTEXT_TAG), "")
-    return roles
+    upstream: dict[str, str] = dict.fromkeys((found for found in run.data.tags.get("mlinterp.upstream", "").split(",") if found), "")
+    roles = {run_id: name.removeprefix(INPUT_TAG) for name, run_id in run.data.tags.items() if name.startswith(INPUT_TAG)}
+    return upstream | {run_id: role for run_id, role in roles.items() if run_id in upstream}
 
 
 def lineage_markdown(store: Store, run: Run) -> str:

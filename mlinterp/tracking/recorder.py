@@ -30,8 +30,10 @@ BUFFERED = 500
 """Metrics kept back at most."""
 SECONDS = 5.0
 """Seconds they are kept back at most."""
-DATASET_DIGEST = 36
-"""Characters that MLflow keeps of a dataset's digest."""
+DATASET_DIGEST = 16
+"""Characters of a digest that name a dataset; MLflow keeps at most 36 and shows them all."""
+INPUT_TAG = "mlinterp.from."
+"""With a role: the run that an input came from. MLflow keeps one source for all datasets of equal content, so that is no lineage."""
 TABLES_TAG = "mlflow.loggedArtifacts"
 NOTE_TAG = "mlflow.note.content"
 CONTEXT_TAG = "mlflow.data.context"
@@ -152,6 +154,7 @@ class Recorder:
     def input(self, role: str, reference: str, digest: str, run_id: str | None = None, model_id: str | None = None) -> None:
         """Record an input of this run as MLflow's own lineage: a dataset in the context of its role, and the model where it is one."""
         source = {"uri": f"runs:/{run_id}" if run_id else reference}
+        self.tags({INPUT_TAG + role: run_id or reference})
         self.dataset_input(role, digest, context=role, source=source)
         if model_id is not None:
             self.model_input(model_id)
@@ -159,7 +162,7 @@ class Recorder:
     def dataset_input(
         self, name: str, digest: str, context: str, source: Mapping[str, Any], profile: Mapping[str, Any] | None = None
     ) -> None:
-        """Record a dataset that went into this run. MLflow keeps the first 36 characters of `digest`."""
+        """Record a dataset that went into this run, named by the first 16 characters of `digest`."""
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
         dataset = Dataset(

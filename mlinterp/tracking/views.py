@@ -54,6 +54,7 @@ class View:
         grouping = (
             {"aggregateFunction": "average", "groupByKeys": [{"mode": "tag", "groupByData": self.group_by}]} if self.group_by else None
         )
+        # sections in an order of our own: sorted by name, those that MLflow adds for every metric would go before ours
         cards = [
             {"uuid": _uuid(self.key, position), "metricSectionId": _SECTION, "deleted": False, "isGenerated": False, **chart}
             for position, chart in enumerate(self.charts)
@@ -72,7 +73,10 @@ class View:
             "useGroupedValuesInCharts": False,
             "hideEmptyCharts": True,
             "compareRunCharts": cards,
-            "compareRunSections": [{"uuid": _SECTION, "name": self.name, "display": True, "isReordered": False}],
+            "compareRunSections": [
+                {"uuid": _SECTION, "name": self.name, "display": True, "isReordered": True, "columns": 2, "cardHeight": 380}
+            ],
+            "isAccordionReordered": True,
         }
 
 

@@ -42,6 +42,14 @@ def test_a_finished_run_links_to_what_it_rests_on_and_is_linked_from_there(store
     assert f"- rests on trace: [trace \\[1\\]](#/experiments/{experiment}/runs/{trace}{FACE})" in below
 
 
+def test_two_runs_with_equal_content_each_keep_their_own_lineage(store, run):
+    first, second = run("first"), run("second")
+    run("a", {"mlinterp.upstream": first}, inputs=[("trace", first)])
+    text = note(store, run("b", {"mlinterp.upstream": second}, inputs=[("trace", second)]))
+    assert f"rests on trace: [second](#/experiments/1/runs/{second}" in text
+    assert first not in text
+
+
 def test_rewriting_a_note_changes_only_its_lineage(store, run):
     trace = run("trace", note="**T**\n\nprose")
     for number in range(3):

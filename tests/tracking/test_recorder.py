@@ -179,9 +179,18 @@ def test_an_input_is_mlflows_own_lineage(recorder):
     recorder.input("trace", "@trace", "ab" * 32, run_id="c" * 32)
     recorder.input("trace", "@trace", "ab" * 32, run_id="c" * 32)
     (item,) = recorder.client.get_run(recorder.run_id).inputs.dataset_inputs
-    assert (item.dataset.name, item.dataset.digest) == ("trace", ("ab" * 32)[:36])
+    assert (item.dataset.name, item.dataset.digest) == ("trace", "ab" * 8)
     assert json.loads(item.dataset.source) == {"uri": f"runs:/{'c' * 32}"}
     assert {tag.key: tag.value for tag in item.tags} == {"mlflow.data.context": "trace"}
+    assert data(recorder).tags["mlinterp.from.trace"] == "c" * 32
+
+
+def test_a_model_that_went_in_is_a_model_input_too(recorder, experiment):
+    model = recorder.client.create_logged_model(experiment, "sae")
+    recorder.input("sae", "models:/sae@candidate", "cd" * 32, model_id=model.model_id)
+    run = recorder.client.get_run(recorder.run_id)
+    assert [item.model_id for item in run.inputs.model_inputs] == [model.model_id]
+    assert run.data.tags["mlinterp.from.sae"] == "models:/sae@candidate"
 
 
 def test_a_note_too_long_for_mlflow_says_that_it_was_cut(recorder):

@@ -88,9 +88,14 @@ def test_what_was_written_directly_is_served_and_the_other_way_round(workspace, 
         pass
     assert remote.client.get_run(life.run_id).info.status == "FINISHED"
     assert remote.experiment_id("both") == experiment
-    assert direct.experiment_id("made-by-the-server") == remote.experiment_id("made-by-the-server")
+    made = remote.experiment_id("made-by-the-server")
+    assert direct.experiment_id("made-by-the-server") == made
+    with RunLife(direct, made, "direct", {}, workspace) as life:
+        pass
+    assert [item.path for item in remote.client.list_artifacts(life.run_id)] == ["lineage.md"]
 
 
+@pytest.mark.slow
 def test_a_server_that_dies_in_mid_run_costs_seconds_and_the_run_is_closed_when_it_is_back(tmp_path, template):
     shutil.copyfile(template, tmp_path / "mlruns.db")
     port = free_port()
@@ -127,7 +132,7 @@ def test_a_server_is_not_served_again(tmp_path, address):
         serve(tmp_path, address, free_port())
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("signum", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_serving_prints_links_to_saved_views_and_leaves_no_process_behind(tmp_path, template, signum):
     shutil.copyfile(template, tmp_path / "mlruns.db")
     store = open_store(tmp_path)
