@@ -31,7 +31,9 @@ def fill_result(result: ExperimentResult, report: dict[str, Any]) -> ExperimentR
     if applied:
         _add_effects(result, applied, report["primary_outcome"])
         _add_addresses(result, items, report["primary_outcome"])
-    result.metrics = {f"baseline/{name}": float(value) for name, value in report["baseline"].items() if value is not None}
+    if applied:
+        top = max((item["effect"] for item in applied), key=lambda effect: abs(effect["adjusted_effect"]))
+        result.metrics = {f"top/{name}": top[name] for name in ("adjusted_effect", "effect", "control_effect", "p_adj")}
     for item in applied:
         effect = item["effect"]
         result.metrics[f"effect/{item['id']}"] = effect["effect"]
@@ -39,6 +41,7 @@ def fill_result(result: ExperimentResult, report: dict[str, Any]) -> ExperimentR
         result.metrics[f"adjusted/{item['id']}"] = effect["adjusted_effect"]
         if item["outcome"]["agreement"] is not None:
             result.metrics[f"agreement/{item['id']}"] = item["outcome"]["agreement"]
+    result.metrics |= {f"baseline/{name}": float(value) for name, value in report["baseline"].items() if value is not None}
     result.aggregates = _aggregates([item["effect"]["effect"] for item in applied], report["baseline"]["n"])
     result.diagnostics.n_contexts_tested = report["baseline"]["n"]
     result.diagnostics.warnings += report["warnings"]

@@ -84,8 +84,9 @@ def log_sae(
     }
     files = [path for name in _SAE_FILES for path in (folder / name, folder / f"{name}.sha256") if path.is_file()]
     with _assembled("sae", files, folder) as (model_folder, digest):
-        model_id = _log(store, run_id, model_folder, "sae", shown, params, {**about, DIGEST_TAG: digest}, metrics, sae)
+        model_id = _upload(store, run_id, model_folder, "sae", shown, params, {**about, DIGEST_TAG: digest}, sae)
     number = registry.register(store, registered, model_id, run_id, {**about, DIGEST_TAG: digest}, alias=CANDIDATE)
+    _tie(store, run_id, model_id, metrics)
     return Logged(model_id, digest, registered, number)
 
 
@@ -95,7 +96,8 @@ def log_subject(store: Store, run_id: str, folder: Path, *, project: str, subjec
     about = {"mlinterp.kind": "subject", "mlinterp.project": project, "mlinterp.subject": subject, "mlinterp.source_run": run_id}
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     with _assembled("subject", files, folder.parent) as (model_folder, digest):
-        model_id = _log(store, run_id, model_folder, "subject", shown, {}, {**about, DIGEST_TAG: digest}, metrics, None)
+        model_id = _upload(store, run_id, model_folder, "subject", shown, {}, {**about, DIGEST_TAG: digest}, None)
+    _tie(store, run_id, model_id, metrics)
     return Logged(model_id, digest)
 
 
@@ -116,7 +118,7 @@ def _assembled(kind: Kind, files: Iterable[Path], base: Path) -> Iterator[tuple[
         yield data.parent, registry.content_digest(data)
 
 
-def _log(
+def _upload(
     store: Store,
     run_id: str,
     folder: Path,
@@ -124,14 +126,11 @@ def _log(
     shown: str,
     params: Mapping[str, str],
     tags: Mapping[str, str],
-    metrics: Mapping[str, float],
     sae: SAE | None,
 ) -> str:
-    """Create the logged model, upload its folder, tie it to the run, and return its id."""
-    from mlflow.entities import LoggedModelOutput, Metric
+    """Create the logged model, upload its folder, and return its id."""
     from mlflow.entities.logged_model_status import LoggedModelStatus
     from mlflow.models import Model
-    from mlflow.utils.time import get_current_time_millis
 
     client = store.client
     experiment_id = client.get_run(run_id).info.experiment_id
@@ -144,12 +143,19 @@ def _log(
         client.finalize_logged_model(logged.model_id, LoggedModelStatus.FAILED)
         raise
     client.finalize_logged_model(logged.model_id, LoggedModelStatus.READY)
-    client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
-    now = get_current_time_millis()
-    values = [Metric(names.key(name), value, now, 0, model_id=logged.model_id, run_id=run_id) for name, value in metrics.items()]
-    for start in range(0, len(values), 500):
-        client.log_batch(run_id, metrics=values[start : start + 500])
     return str(logged.model_id)
+
+
+def _tie(store: Store, run_id: str, model_id: str, metrics: Mapping[str, float]) -> None:
+    """Give a model its metrics and, last of all, make it an output of its run: a run that has one need not log it again."""
+    from mlflow.entities import LoggedModelOutput, Metric
+    from mlflow.utils.time import get_current_time_millis
+
+    now = get_current_time_millis()
+    values = [Metric(names.key(name), value, now, 0, model_id=model_id, run_id=run_id) for name, value in metrics.items()]
+    for start in range(0, len(values), 500):
+        store.client.log_batch(run_id, metrics=values[start : start + 500])
+    store.client.log_outputs(run_id, [LoggedModelOutput(model_id, step=0)])
 
 
 def save_model(path: Path, mlflow_model: Model, *, kind: Kind, sae: SAE | None = None) -> None:

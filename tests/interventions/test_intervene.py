@@ -17,7 +17,7 @@ from torch import Tensor
 from mlinterp.errors import ExperimentError, SpecError, VerificationError
 from mlinterp.experiments.intervene import EXPERIMENT
 from mlinterp.interventions.batch import BatchRunner
-from mlinterp.io.digests import content_digest
+from mlinterp.io.manifest import content_digest
 from mlinterp.io.schemas import schema
 from mlinterp.sae.config import SAEConfig
 from mlinterp.sae.model import SAE

@@ -13,7 +13,7 @@ from tiny import TinySubject
 from mlinterp.errors import ExperimentError, SpecError, VerificationError
 from mlinterp.experiments.base import Context, ResolvedInput
 from mlinterp.experiments.sae_fit import EXPERIMENT, SAEFitVariables
-from mlinterp.io.digests import content_digest
+from mlinterp.io.manifest import content_digest
 from mlinterp.io.schemas import schema
 from mlinterp.progress import Silent
 from mlinterp.sae.checkpoint import load_sae

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import os
-import signal
-import sys
-import traceback
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-PROJECT = {
+PROJECT: dict[str, Any] = {
     "name": "bench",
     "subjects": {
         "trm": {
@@ -23,6 +18,7 @@ PROJECT = {
         }
     },
 }
+AT = {"site": "z_L", "sup_steps": [1], "cycles": [1], "latent_steps": [1]}
 STEPS: list[dict[str, Any]] = [
     {
         "name": "subject",
@@ -39,7 +35,7 @@ STEPS: list[dict[str, Any]] = [
         "name": "sae",
         "type": "sae_fit",
         "inputs": {"trace": "@trace", "subject": "@subject"},
-        "variables": {"site": "z_L", "activation": "topk", "k": 4, "d_sae": 32, "steps": 60, "batch_size": 64},
+        "variables": {"site": "z_L", "activation": "topk", "k": 4, "d_sae": 32, "steps": 60, "batch_size": 64, "checkpoint_every": 20},
     },
     {
         "name": "intervene",
@@ -50,65 +46,45 @@ STEPS: list[dict[str, Any]] = [
             "batch_size": 8,
             "n_bootstrap": 200,
             "interventions": [
-                {
-                    "policy": "ablate_features",
-                    "features": "top:2",
-                    "at": {"site": "z_L", "sup_steps": [1], "cycles": [1], "latent_steps": [1]},
-                },
-                {"policy": "patch_states", "at": {"site": "z_L", "sup_steps": [1], "cycles": [1], "latent_steps": [1]}},
+                {"policy": "ablate_features", "features": "top:2", "at": AT},
+                {"policy": "patch_states", "at": AT},
             ],
         },
     },
 ]
+STAGES = tuple(step["name"] for step in STEPS)
+SITE_MODEL = "bench.trm.z_L"
+"""What the study's SAE is registered as."""
 
 
-def make(root: Path) -> Path:
-    """Write the workspace and return the study's path."""
+def make(root: Path, **study: Any) -> Path:
+    """Write the workspace and return the study's path; `study` adds fields to it, such as a seed."""
     project = root / "projects" / "bench"
     project.mkdir(parents=True)
     (project / "project.yaml").write_text(yaml.safe_dump(PROJECT))
-    study = project / "study.yaml"
-    study.write_text(yaml.safe_dump({"type": "study", "subject": "trm", "steps": STEPS}))
-    return study
+    return write(project / "study.yaml", {"type": "study", "subject": "trm", "steps": STEPS, **study})
 
 
-def single(study: Path, step: str, runs: dict[str, str]) -> Path:
-    """Write one step as a spec of its own that takes its inputs from finished runs, and return its path."""
-    spec = dict(next(entry for entry in STEPS if entry["name"] == step))
-    spec |= {"subject": "trm", "inputs": {role: f"run:{runs[source[1:]]}" for role, source in spec.get("inputs", {}).items()}}
-    del spec["name"]
-    path = study.parent / f"{step}.yaml"
-    path.write_text(yaml.safe_dump(spec))
+def write(path: Path, spec: Mapping[str, Any]) -> Path:
+    """Write a spec and return its path."""
+    path.write_text(yaml.safe_dump(dict(spec), sort_keys=False))
     return path
 
 
-def forked(work: Callable[[], Any], answer: Path | None = None) -> int:
-    """Run `work` in a forked child of its own process group and return its pid; what it returns goes to `answer` as JSON."""
-    sys.stdout.flush()
-    pid = os.fork()
-    if pid:
-        return pid
-    code = 1
-    try:
-        os.setsid()
-        value = work()
-        if answer is not None:
-            answer.write_text(json.dumps(value))
-        code = 0
-    except BaseException as error:  # noqa: BLE001 - a child reports and ends, whatever happened
-        code = getattr(error, "exit_code", 1)
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        os._exit(code)
+def step(name: str, runs: Mapping[str, str], **changes: Any) -> dict[str, Any]:
+    """Return one step of the study as a spec of its own that takes its inputs from runs; `changes` go into its variables."""
+    spec = dict(next(entry for entry in STEPS if entry["name"] == name))
+    del spec["name"]
+    inputs = {role: f"run:{runs[source[1:]]}" for role, source in spec.get("inputs", {}).items()}
+    return {**spec, "subject": "trm", "inputs": inputs, "variables": {**spec["variables"], **changes}}
 
 
-def wait(pid: int) -> int:
-    """Return how a child ended, as a shell would say it."""
-    _, status = os.waitpid(pid, 0)
-    return os.waitstatus_to_exitcode(status) if not os.WIFSIGNALED(status) else 128 + os.WTERMSIG(status)
+def single(study: Path, name: str, runs: Mapping[str, str]) -> Path:
+    """Write one step of the study as a spec of its own that takes its inputs from finished runs, and return its path."""
+    return write(study.parent / f"{name}.yaml", step(name, runs))
 
 
-def kill(pid: int, signum: int = signal.SIGKILL) -> None:
-    """Signal a child's whole group."""
-    os.killpg(pid, signum)
+def finding(files: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """Return what a manifest says was found: the content digest of every file but those that tell the time or name runs."""
+    told = {"report.md", "report.html", "tables/steps.csv", "tables/steps.json"}
+    return {name: entry["content_digest"] for name, entry in files.items() if name not in told}

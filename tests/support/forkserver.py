@@ -1,0 +1,208 @@
+"""A process that imports everything once, keeps one thread, and forks a child for each job: a run then costs no import, and a signal
+hits that run alone.
+
+The server side (`python forkserver.py`) reads one job a line and answers with the child's process id, then its exit code. Jobs run
+below `supervised`, as on the command line; supervisor and worker are one process group of their own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+
+class Job:
+    """One forked job."""
+
+    def __init__(self, server: ForkServer, pid: int, folder: Path) -> None:
+        self._server, self.pid, self._folder = server, pid, folder
+        self._code: int | None = None
+
+    def kill(self, signum: int = signal.SIGKILL) -> None:
+        """Signal the whole group, if there is one still."""
+        try:
+            os.killpg(self.pid, signum)
+        except ProcessLookupError:
+            pass
+
+    def code(self) -> int:
+        """Wait for the end and return how it ended: an exit code, or -n for a signal."""
+        if self._code is None:
+            self._code = int(self._server.read())
+        return self._code
+
+    def answer(self) -> Any:
+        """Return what the job returned; it must have ended well."""
+        assert self.code() == 0, self.said()
+        return json.loads((self._folder / "answer.json").read_text())
+
+    def said(self) -> str:
+        """Return what the job printed."""
+        return (self._folder / "output.txt").read_text()
+
+
+class ForkServer:
+    """The client's side of a server. One job at a time."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._count = folder, 0
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
+        single = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "MLINTERP_THREADS"), "1")
+        self._process = subprocess.Popen(
+            [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**kept, **single}
+        )
+
+    def start(self, work: str, *args: Any, die_at: int | None = None) -> Job:
+        """Fork a job: one of the functions below by name. With `die_at` it kills itself before its n-th durable act."""
+        self._count += 1
+        folder = self._folder / f"job-{self._count:05d}"
+        folder.mkdir()
+        self._process.stdin.write(json.dumps([work, [str(arg) if isinstance(arg, Path) else arg for arg in args], die_at, str(folder)]) + "\n")
+        self._process.stdin.flush()
+        return Job(self, int(self.read()), folder)
+
+    def do(self, work: str, *args: Any) -> Any:
+        """Do a job and return what it returned."""
+        return self.start(work, *args).answer()
+
+    def read(self) -> str:
+        """Return the server's next line."""
+        line = self._process.stdout.readline()
+        assert line, "the server is gone"
+        return line
+
+    def close(self) -> None:
+        """End the server."""
+        self._process.stdin.close()
+        self._process.wait()
+        self._process.stdout.close()
+
+
+def run(spec: str) -> str:
+    """Run a spec anew and return the run's id."""
+    import mlinterp
+
+    return mlinterp.run_spec(spec, again=True).run_id
+
+
+def resume(run_id: str, workspace: str) -> str:
+    """Go on with a run and return its id."""
+    import mlinterp
+
+    return mlinterp.resume_run(run_id, workspace=workspace).run_id
+
+
+def acts(spec: str) -> int:
+    """Run a spec anew and return how many durable acts that took."""
+    counter = _Acts(None)
+    run(spec)
+    return counter.count
+
+
+def reconcile(workspace: str) -> list[str]:
+    """Close the runs of dead processes and return their ids; waits for a killed process to be gone."""
+    import time
+
+    from mlinterp.tracking import lease
+
+    closed, leases = [], Path(workspace) / ".mlinterp" / "leases"
+    until = time.monotonic() + 60
+    while True:
+        closed += lease.reconcile(Path(workspace))
+        if not list(leases.glob("*.json")):
+            return closed
+        assert time.monotonic() < until, f"leases stay: {list(leases.glob('*.json'))}"
+        time.sleep(0.02)
+
+
+class _Acts:
+    """Counts what a process does that outlives it (a call to the store, a file put in place) and dies before the n-th such act."""
+
+    def __init__(self, die_at: int | None) -> None:
+        from mlinterp.tracking import connection
+
+        self.count, self._die_at = 0, die_at
+        client_call, replace = connection._Guarded.__getattr__, os.replace
+
+        def getattr_(guarded: Any, name: str) -> Any:
+            if not name.startswith(("get_", "search_", "download_", "list_")):
+                self._next(name)
+            return client_call(guarded, name)
+
+        def replace_(source: Any, target: Any, **others: Any) -> None:
+            self._next(str(target))
+            replace(source, target, **others)
+
+        connection._Guarded.__getattr__ = getattr_
+        os.replace = replace_
+
+    def _next(self, what: str) -> None:
+        self.count += 1
+        if self.count == self._die_at:
+            print(f"dies before {what}", flush=True)
+            os.killpg(0, signal.SIGKILL)
+
+
+def _child(work: str, args: list[Any], die_at: int | None, folder: Path) -> None:
+    from mlinterp.tracking.supervise import supervised
+
+    os.close(0)
+    output = os.open(folder / "output.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+
+    def task() -> int:
+        if die_at is not None:
+            _Acts(die_at)
+        (folder / "answer.json").write_text(json.dumps(globals()[work](*args)))
+        return 0
+
+    os._exit(supervised(task, folder))
+
+
+def serve() -> None:
+    """Import, then fork a child for each line of stdin."""
+    import lightning.pytorch
+    import matplotlib.pyplot
+    import mlflow.pyfunc
+    import mlflow.store.model_registry.sqlalchemy_store
+    import mlflow.store.tracking.sqlalchemy_store
+    import mlflow.tracking.client
+    import pandas
+    import scipy.stats
+    import torch
+
+    import mlinterp.api
+    import mlinterp.experiments.catalog
+    import mlinterp.interventions.module
+    import mlinterp.run
+    import mlinterp.sae.module
+    import mlinterp.subjects.trm
+    import mlinterp.tracing.capture
+    import mlinterp.tracking.flavor
+
+    assert len(os.listdir("/proc/self/task")) == 1, "only a process with one thread may fork"
+    for line in sys.stdin:
+        work, args, die_at, folder = json.loads(line)
+        pid = os.fork()
+        if pid == 0:
+            os.setpgid(0, 0)
+            try:
+                _child(work, args, die_at, Path(folder))
+            finally:
+                os._exit(1)
+        try:
+            os.setpgid(pid, pid)
+        except PermissionError:  # the child was faster
+            pass
+        print(pid, flush=True)
+        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+
+
+if __name__ == "__main__":
+    serve()
