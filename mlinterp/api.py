@@ -63,11 +63,14 @@ def resume_run(run_id: str, *, workspace: Path | str = ".", reporter: Reporter |
 
 
 def load_sae(reference: str | Path) -> SAE:
-    """Load an SAE from the registry (`models:/NAME@alias` or `models:/NAME/VERSION`) or from its folder or file."""
+    """Load an SAE from the registry of the workspace around the current folder (`models:/NAME@alias`, `models:/NAME/VERSION`), or from
+    its folder or file.
+    """
     if str(reference).startswith("models:/"):
+        from mlinterp.project import find_workspace
         from mlinterp.tracking.registry import load_sae as load_registered
 
-        return load_registered(str(reference))
+        return load_registered(str(reference), workspace=find_workspace("."))
     from mlinterp.sae.checkpoint import load_sae as load_file
 
     return load_file(Path(reference))

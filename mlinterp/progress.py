@@ -26,6 +26,9 @@ class Reporter(Protocol):
     def task(self, description: str, total: float) -> AbstractContextManager[Task]:
         """Open a bar of `total` units; use as a context manager."""
 
+    def flush(self) -> None:
+        """Make the numbers so far durable: a checkpoint follows, and what resumes from it repeats no earlier step."""
+
 
 class _SilentTask:
     def advance(self, amount: float = 1, note: str = "") -> None:
@@ -42,3 +45,6 @@ class Silent:
     def task(self, description: str, total: float) -> Iterator[Task]:
         """Open a bar that nobody sees."""
         yield _SilentTask()
+
+    def flush(self) -> None:
+        """Have nothing to keep."""

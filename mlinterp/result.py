@@ -15,6 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field
 Cell = str | int | float | bool | None
 Mode = Literal["observational", "interventional"]
 RESULT_SCHEMA = "mlinterp.result.v1"
+METRIC_VERSION = "1"
+"""Which definitions the metrics follow. Raised whenever one of them changes, so that numbers of two definitions are never compared."""
 
 
 class _Part(BaseModel):

@@ -5,12 +5,11 @@
 3. open      an MLflow run whose status will be true whatever happens
 4. work      the experiment; a study runs its steps, a sweep its cells, each through these same six stages
 5. publish   result, tables, figures, report, files, model, manifest
-6. close     FINISHED, FAILED or KILLED, with links up and down the lineage
+6. close     FINISHED, FAILED or KILLED, with links up and down the lineage (`tracking.life`)
 """
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -32,12 +31,11 @@ from mlinterp.io.atomic import write_bytes, write_text
 from mlinterp.io.digests import sha256_json
 from mlinterp.progress import Reporter, Silent
 from mlinterp.project import Project, find_project
-from mlinterp.result import ExperimentResult
+from mlinterp.result import METRIC_VERSION, ExperimentResult
 from mlinterp.spec import Spec, flatten
 
 if TYPE_CHECKING:
     from mlinterp.subjects.base import Subject
-    from mlinterp.tracking.life import RunLife
     from mlinterp.tracking.recorder import Recorder
 
 
@@ -83,7 +81,8 @@ def run(
     """
     spec.require_standalone()
     session = Session.open(project, reporter or Silent(), again=again)
-    return execute(spec, session, Place(document=document, given=given or {}))
+    with session.refreshed_views():
+        return execute(spec, session, Place(document=document, given=given or {}))
 
 
 def resume(run_id: str, *, workspace: Path, reporter: Reporter | None = None) -> RunSummary:
@@ -98,8 +97,10 @@ def resume(run_id: str, *, workspace: Path, reporter: Reporter | None = None) ->
 
     reconcile(workspace)
     recorded = queries.recorded_spec(open_store(workspace), run_id)
-    session = Session.open(find_project(workspace / recorded.project_root), reporter or Silent(), experiment_id=recorded.experiment_id)
-    return execute(recorded.spec, session, Place(run_id=recorded.run_id))
+    project, again = find_project(workspace / recorded.project_root), recorded.tags.get("mlinterp.again") == "true"
+    session = Session.open(project, reporter or Silent(), again=again, experiment_id=recorded.experiment_id)
+    with session.refreshed_views():
+        return execute(recorded.spec, session, Place(run_id=recorded.run_id))
 
 
 def execute(spec: Spec, session: Session, place: Place) -> RunSummary:
@@ -120,8 +121,8 @@ def execute(spec: Spec, session: Session, place: Place) -> RunSummary:
         result = complete(result, spec, plan, started)
         publish(spec, result, children, workdir, recorder)
         log_model(result, plan.experiment, workdir, session, recorder)
-        close(life, result, workdir, session)
-    shutil.rmtree(workdir)
+        if not result.success:
+            raise ExperimentError(result.error_message or "the experiment failed without a word")
     return RunSummary(
         run_id=life.run_id,
         run_name=life.run_name,
@@ -159,8 +160,10 @@ def work(
     """Do what the spec asks: run its experiment, or its steps or cells through `execute`."""
     if plan.experiment is None:
         return Composite(spec).run(session, place, recorder.run_id, execute)
+    from mlinterp.allocator import keep_freed_memory
     from mlinterp.determinism import settle
 
+    keep_freed_memory()
     settle(spec.seed, session.threads)
     context = Context(
         spec=spec,
@@ -205,6 +208,8 @@ def identity(spec: Spec, plan: Plan, session: Session, place: Place) -> dict[str
         "mlinterp.produces": plan.experiment.produces if plan.experiment else None,
         "mlinterp.upstream": ",".join(upstream) or None,
         "mlinterp.code_version": code_version(),
+        "mlinterp.metric_version": METRIC_VERSION,
+        "mlinterp.again": "true" if session.again else None,
         "mlinterp.project": session.project.name,
         "mlinterp.project_root": session.project.root.relative_to(session.workspace).as_posix(),
         "mlflow.parentRunId": place.parent,
@@ -213,11 +218,11 @@ def identity(spec: Spec, plan: Plan, session: Session, place: Place) -> dict[str
 
 
 def record_question(spec: Spec, plan: Plan, recorder: Recorder, workdir: Path, place: Place) -> None:
-    """Log the spec as written and as resolved, its flattened parameters, versions and inputs."""
-    write_text(workdir / "spec.resolved.json", spec.model_dump_json(indent=2, exclude_none=True))
-    recorder.artifact(workdir / "spec.resolved.json")
-    data, suffix = place.document or ((workdir / "spec.resolved.json").read_bytes(), ".json")
-    recorder.artifact(write_bytes(workdir / f"spec{suffix}", data))
+    """Log the spec as written (where it was) and, from which the run can be resumed, as resolved; its parameters, versions and inputs."""
+    if place.document is not None:
+        data, suffix = place.document
+        recorder.artifact(write_bytes(workdir / f"spec{suffix}", data))
+    recorder.artifact(write_text(workdir / "spec.resolved.json", spec.model_dump_json(indent=2, exclude_none=True)))
     asked = spec.model_dump(mode="json", exclude_none=True, exclude={"id", "created_at", "description", "rationale", "steps"})
     if plan.variables is not None:
         asked["variables"] = plan.variables.model_dump(mode="json")
@@ -254,13 +259,3 @@ def complete(result: ExperimentResult, spec: Spec, plan: Plan, started: datetime
             "duration_seconds": (finished - started).total_seconds(),
         }
     )
-
-
-def close(life: RunLife, result: ExperimentResult, workdir: Path, session: Session) -> None:
-    """Link the run up and down its lineage. Raises ExperimentError where the experiment named its own failure."""
-    from mlinterp.tracking.notes import close_lineage
-
-    life.recorder.tags({"mlinterp.mode": result.mode})
-    life.recorder.artifact(write_text(workdir / "lineage.md", close_lineage(session.store, life.run_id)))
-    if not result.success:
-        raise ExperimentError(result.error_message or "the experiment failed without a word")

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mlinterp.errors import SpecError, VerificationError, unknown
-from mlinterp.execution.composite import unfinished_children
+from mlinterp.execution.composite import earlier_children
 from mlinterp.execution.session import Place, Session
 from mlinterp.execution.summary import RunSummary
 from mlinterp.experiments.base import ResolvedInput
@@ -114,7 +114,8 @@ class RunFolder:
 
         session = Session.open(self.project, reporter, again=again)
         parent = self._parent(session)
-        interrupted = unfinished_children(session, parent).get(role)
+        earlier = earlier_children(session, parent).get((role, spec.sha256()))
+        interrupted = earlier.info.run_id if earlier and earlier.info.status != "FINISHED" else None
         summary = execute(spec, session, Place(parent=parent, label=role, given=given, run_id=interrupted))
         files = [name for name in queries.manifest(session.store, summary.run_id)["files"] if _is_stage_file(name)]
         queries.fetch(session.store, summary.run_id, files, self.folder)

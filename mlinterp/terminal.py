@@ -44,6 +44,9 @@ class TerminalReporter:
     def metrics(self, values: Mapping[str, float], step: int) -> None:
         """Leave step metrics to others; a bar's note shows the newest ones."""
 
+    def flush(self) -> None:
+        """Have nothing to keep."""
+
     @contextmanager
     def task(self, description: str, total: float) -> Iterator[_Bar | _Lines]:
         """Open a bar; bars opened inside it stand below it until they are done."""

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from mlinterp.errors import VerificationError
 from mlinterp.io.digests import sha256_json
-from mlinterp.io.tensors import load_tensors, save_tensors
+from mlinterp.io.tensors import digest_file, load_tensors, save_tensors
 from mlinterp.progress import Reporter, Task
 
 
@@ -82,13 +82,14 @@ class _Chunks:
     """The inner steps still to do, in chunks that end on every multiple of `size`."""
 
     def __init__(self, start: int, stop: int, size: int) -> None:
-        self.chunks = [Chunk(max(start, low), min(low + size, stop)) for low in range(start - start % size, stop, size)]
+        self.start, self.stop, self.size = start, stop, size
+        self.lows = range(start - start % size, stop, size)
 
     def __len__(self) -> int:
-        return len(self.chunks)
+        return len(self.lows)
 
     def __iter__(self) -> Iterator[Chunk]:
-        return iter(self.chunks)
+        return (Chunk(max(self.start, low), min(low + self.size, self.stop)) for low in self.lows)
 
 
 class _Report(pl.Callback):
@@ -103,18 +104,21 @@ class _Report(pl.Callback):
 
 
 class _Checkpoint(pl.Callback):
-    def __init__(self, folder: Path, every: int) -> None:
-        self.folder, self.every = folder, every
+    def __init__(self, folder: Path, every: int, reporter: Reporter) -> None:
+        self.folder, self.every, self.reporter = folder, every, reporter
         self.saved: list[Path] = []
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, chunk: Chunk, batch_idx: int) -> None:
         assert isinstance(module, ResumableModule)
         if module.step % self.every and module.step != module.total_steps:
             return
+        self.reporter.flush()
         meta = {"step": module.step, "fingerprint": sha256_json(module.fingerprint())}
         self.saved.append(save_tensors(self.folder / f"step-{module.step:09d}.safetensors", module.tensors(), meta))
         while len(self.saved) > 2:
-            self.saved.pop(0).unlink(missing_ok=True)
+            oldest = self.saved.pop(0)
+            oldest.unlink(missing_ok=True)
+            digest_file(oldest).unlink(missing_ok=True)
 
 
 SAID_ELSEWHERE = (
@@ -154,7 +158,7 @@ def fit(module: ResumableModule, folder: Path, reporter: Reporter, chunk: int = 
     to fall back on, and for one that another fit wrote.
     """
     every = max(chunk, checkpoint_every - checkpoint_every % chunk)
-    checkpoint = _Checkpoint(folder, every)
+    checkpoint = _Checkpoint(folder, every, reporter)
     checkpoint.saved = sorted(folder.glob("step-*.safetensors"))
     _resume(module, checkpoint.saved)
     with reporter.task(module.stage, module.total_steps) as task:

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mlinterp.errors import ExperimentError, MlinterpError
 from mlinterp.execution import inputs as execution_inputs
+from mlinterp.execution.earlier import summary_of
 from mlinterp.execution.session import Place, Session
 from mlinterp.execution.summary import RunSummary
 from mlinterp.experiments.base import ResolvedInput
 from mlinterp.result import ExperimentResult, Figure
 from mlinterp.spec import Spec
 from mlinterp.stats import mean_t_interval
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+
+HEADLINES = 8
+"""Metrics of a step that its study carries too; the step itself has them all."""
 
 Execute = Callable[[Spec, Session, Place], RunSummary]
 
@@ -58,15 +65,18 @@ class Composite:
 
         A failing step ends its study. A failing cell leaves its siblings alone; a sweep fails only when every cell does.
         """
-        started = unfinished_children(session, run_id) if place.run_id else {}
+        before = earlier_children(session, run_id) if place.run_id else {}
         done: dict[str, RunSummary] = {}
         everything = self.children()
         with session.reporter.task(self.spec.type if self.spec.is_study else f"{self.spec.type} sweep", len(everything)) as task:
             for child in everything:
-                where = place.child(
-                    run_id, child.label, {**place.outputs, **done} if self.spec.is_study else place.outputs, started.get(child.label)
-                )
-                done[child.label] = self._run_child(child, session, where, execute)
+                earlier = before.get((child.label, child.spec.sha256()))
+                if earlier is not None and earlier.info.status == "FINISHED":
+                    done[child.label] = summary_of(earlier, session, child.label)
+                else:
+                    outputs = {**place.outputs, **done} if self.spec.is_study else place.outputs
+                    where = place.child(run_id, child.label, outputs, earlier.info.run_id if earlier else None)
+                    done[child.label] = self._run_child(child, session, where, execute)
                 task.advance(1, child.label)
         runs = list(done.values())
         if not self.spec.is_study and all(child.status != "FINISHED" for child in runs):
@@ -82,15 +92,12 @@ class Composite:
             return RunSummary("", child.label, "FAILED", session.store.shown_uri, session.workspace, label=child.label, error=str(error))
 
 
-def unfinished_children(session: Session, run_id: str) -> dict[str, str]:
-    """Return the unfinished children of an interrupted parent, by label."""
+def earlier_children(session: Session, run_id: str) -> dict[tuple[str, str], Run]:
+    """Return the children that a parent has already, the newest by label and digest of the spec: finished ones and ones to go on with."""
     from mlinterp.tracking import queries
 
-    return {
-        child.data.tags["mlinterp.label"]: child.info.run_id
-        for child in queries.children(session.store, session.experiment_id, run_id)
-        if child.info.status != "FINISHED"
-    }
+    found = queries.children(session.store, session.experiment_id, run_id)
+    return {(child.data.tags["mlinterp.label"], child.data.tags["mlinterp.spec_sha256"]): child for child in found}
 
 
 def _study_result(runs: list[RunSummary]) -> ExperimentResult:
@@ -110,7 +117,8 @@ def _study_result(runs: list[RunSummary]) -> ExperimentResult:
                 "run_id": child.run_id,
             }
         )
-        result.metrics |= {f"{child.label}/{name.replace('/', '.')}": value for name, value in child.result.metrics.items()}
+        headline = list(child.result.metrics.items())[:HEADLINES]
+        result.metrics |= {f"{child.label}/{name.replace('/', '.')}": value for name, value in headline}
         result.diagnostics.warnings += [f"{child.label}: {warning}" for warning in child.result.diagnostics.warnings]
     result.add_table("steps", rows, description="The steps of this study, in order.")
     return result

@@ -16,7 +16,7 @@ from mlinterp.io.manifest import write_manifest
 from mlinterp.reports import html, markdown
 from mlinterp.reports.composite import Child
 from mlinterp.reports.plots import draw_all
-from mlinterp.result import ExperimentResult
+from mlinterp.result import METRIC_VERSION, ExperimentResult
 from mlinterp.spec import Spec
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ def publish(spec: Spec, result: ExperimentResult, children: Sequence[RunSummary]
     for name in names:
         recorder.artifact(workdir / name, Path(name).parent.as_posix())
     recorder.metrics(result.numbers(), step=0)
+    recorder.tags({"mlinterp.mode": result.mode})
     write_manifest(workdir, names)
     recorder.artifact(workdir / "manifest.json")
     broken = {name: value for name, value in result.metrics.items() if not math.isfinite(value)}
@@ -75,5 +76,6 @@ def log_model(result: ExperimentResult, experiment: Experiment | None, workdir: 
     if made == "subject":
         flavor.log_subject(session.store, recorder.run_id, workdir / "subject", project=project, subject=subject, metrics=numbers)
         return
-    tags = {"mlinterp.spec_sha256": result.spec_sha256, **{f"mlinterp.{role}_digest": digest for role, digest in result.inputs.items()}}
+    asked = {"mlinterp.spec_sha256": result.spec_sha256, "mlinterp.metric_version": METRIC_VERSION}
+    tags = {**asked, **{f"mlinterp.{role}_digest": digest for role, digest in result.inputs.items()}}
     flavor.log_sae(session.store, recorder.run_id, workdir, project=project, subject=subject, metrics=numbers, tags=tags)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,7 +28,8 @@ class Session:
         experiment_id: the MLflow experiment of the project.
         reporter: who listens to progress.
         again: whether to compute even what an earlier run already answered.
-        threads: how many threads torch may use; float32 sums depend on it, so it is part of a run's identity.
+        threads: how many threads torch may use (MLINTERP_THREADS, 1 by default: small models are slower on more, and much slower
+            where another process wants the same cores); float32 sums depend on it, so it is part of a run's identity.
     """
 
     project: Project
@@ -42,19 +44,25 @@ class Session:
         """Open the project's store; runs whose process died are closed first."""
         from mlinterp.tracking.lease import reconcile
         from mlinterp.tracking.store import open_store
-        from mlinterp.tracking.views import write_views
 
         reconcile(project.workspace)
         store = open_store(project.workspace)
         experiment = experiment_id or os.environ.get("MLFLOW_EXPERIMENT_ID") or store.experiment_id(project.name)
-        write_views(store, experiment)
-        threads = int(os.environ.get("MLINTERP_THREADS") or min(os.cpu_count() or 1, 4))
+        threads = int(os.environ.get("MLINTERP_THREADS", "1"))
         return cls(project, store, experiment, reporter, again, threads)
 
     @property
     def workspace(self) -> Path:
         """The folder that holds the store and what runs leave behind."""
         return self.project.workspace
+
+    @contextmanager
+    def refreshed_views(self) -> Iterator[None]:
+        """Write the project's saved views once the block is over: they show what the runs in it have measured."""
+        from mlinterp.tracking.views import write_views
+
+        yield
+        write_views(self.store, self.experiment_id)
 
     def may_reuse(self, place: Place) -> bool:
         """Whether an earlier run may stand in for a new one: not when that was ruled out, a run goes on, or `mlflow run` opened one."""
@@ -63,7 +71,9 @@ class Session:
 
     def workdir(self, run_id: str) -> Path:
         """Return the durable folder of a run; gone once the run is finished."""
-        return self.workspace / ".mlinterp" / "runs" / run_id
+        from mlinterp.tracking.lease import work_folder
+
+        return work_folder(self.workspace, run_id)
 
 
 @dataclass(frozen=True)

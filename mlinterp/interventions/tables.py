@@ -157,18 +157,18 @@ def _add_addresses(result: ExperimentResult, items: list[dict[str, Any]], primar
         if item["policy"] in swept:
             outcome, effect = item["outcome"], _flat(item["effect"] or {})
             numbers = {
-                "exact": outcome["exact"],
                 "token_acc": outcome["token_acc"],
                 "agreement": outcome["agreement"],
                 "chance": item["chance_agreement"],
+                "exact": outcome["exact"],
             }
             rows.append(
                 {
                     "at": item["at"],
-                    "id": item["id"],
-                    "policy": item["policy"],
                     **numbers,
                     **{k: effect.get(k) for k in ("effect", "effect_low", "effect_high")},
+                    "id": item["id"],
+                    "policy": item["policy"],
                 }
             )
     if not rows:

@@ -128,13 +128,20 @@ def _upload(
     tags: Mapping[str, str],
     sae: SAE | None,
 ) -> str:
-    """Create the logged model, upload its folder, and return its id."""
+    """Create the run's logged model (or go on with the one that was begun before the run was killed), upload it, and return its id."""
     from mlflow.entities.logged_model_status import LoggedModelStatus
     from mlflow.models import Model
 
     client = store.client
     experiment_id = client.get_run(run_id).info.experiment_id
-    logged = client.create_logged_model(experiment_id, shown, source_run_id=run_id, tags=dict(tags), params=dict(params), model_type=kind)
+    begun = client.search_logged_models([experiment_id], filter_string=f"source_run_id = '{run_id}'", max_results=1)
+    if begun and begun[0].status == LoggedModelStatus.READY:
+        return str(begun[0].model_id)
+    logged = (
+        begun[0]
+        if begun
+        else client.create_logged_model(experiment_id, shown, source_run_id=run_id, tags=dict(tags), params=dict(params), model_type=kind)
+    )
     try:
         described = Model(artifact_path=logged.artifact_location, model_uuid=logged.model_id, run_id=run_id, model_id=logged.model_id)
         save_model(folder, described, kind=kind, sae=sae)

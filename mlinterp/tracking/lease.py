@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import socket
 import uuid
 from collections.abc import Iterator
@@ -93,6 +94,11 @@ def note_ending(workspace: Path, lease: Lease, status: str) -> None:
     write_json(_folder(workspace) / f"{lease.run_id}.json", asdict(replace(lease, ending=status)))
 
 
+def work_folder(workspace: Path, run_id: str) -> Path:
+    """Return the durable folder of a run; it goes once the run is finished."""
+    return workspace / ".mlinterp" / "runs" / run_id
+
+
 def release(workspace: Path, run_id: str) -> None:
     """Drop the lease of a run that is closed."""
     (_folder(workspace) / f"{run_id}.json").unlink(missing_ok=True)
@@ -117,6 +123,8 @@ def reconcile(workspace: Path) -> list[str]:
             store = stores[lease.store_uri]
             ended = _close(store, lease) if store is not None else None
             if ended is not None:
+                if lease.ending == "FINISHED":
+                    shutil.rmtree(work_folder(workspace, lease.run_id), ignore_errors=True)
                 path.unlink()
                 closed += ended
     return closed

@@ -12,6 +12,7 @@ from __future__ import annotations
 import getpass
 import logging
 import os
+import shutil
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -126,6 +127,8 @@ class RunLife:
             if error is not None and status != "FINISHED":
                 self.recorder.tags({ERROR: one_line(error)})
             leases.end(self.store.client, self.run_id, status)
+            if status == "FINISHED":
+                shutil.rmtree(leases.work_folder(self._workspace, self.run_id), ignore_errors=True)
             leases.release(self._workspace, self.run_id)
         except TrackingError as unreached:
             if error is None:

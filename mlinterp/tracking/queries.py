@@ -148,8 +148,13 @@ class Recorded:
 
 
 def recorded_spec(store: Store, prefix: str) -> Recorded:
-    """Return what a run was asked, from its beginning of an id. Raises VerificationError where its spec is missing or altered."""
+    """Return what a run was asked, from the beginning of its id.
+
+    Raises SpecError for a run that was stopped before it had recorded that, and VerificationError where it was altered.
+    """
     run = run_by_prefix(store, prefix)
+    if all(item.path != RESOLVED_SPEC for item in store.client.list_artifacts(run.info.run_id)):
+        raise SpecError(f"run {run.info.run_id[:12]} was stopped before it had begun", allowed="run its spec again")
     with tempfile.TemporaryDirectory() as temporary:
         text = _download(store, run.info.run_id, RESOLVED_SPEC, Path(temporary)).read_text()
     try:

@@ -19,7 +19,7 @@ from mlinterp.io.tables import csv_bytes
 from mlinterp.io.text import scrub
 from mlinterp.progress import Reporter, Task
 from mlinterp.result import ResultTable
-from mlinterp.tracking import names
+from mlinterp.tracking import names, signals
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -30,6 +30,8 @@ BUFFERED = 500
 """Metrics kept back at most."""
 SECONDS = 5.0
 """Seconds they are kept back at most."""
+RETRY_SECONDS = 60.0
+"""Seconds for which a store that was out of reach is left alone."""
 DATASET_DIGEST = 16
 """Characters of a digest that name a dataset; MLflow keeps at most 36 and shows them all."""
 INPUT_TAG = "mlinterp.from."
@@ -54,6 +56,7 @@ class Recorder:
         self._told: set[str] = set()
         self._keys: dict[str, str] = {}
         self._next_flush = time.monotonic() + SECONDS
+        self._retry_at = 0.0
 
     def params(self, values: Mapping[str, Any]) -> None:
         """Log parameters. A value over 6000 characters becomes its digest (the whole stays in the spec's artifact), never a part.
@@ -100,11 +103,17 @@ class Recorder:
             else:
                 self._nonfinite.setdefault(key, f"{number} at step {step}")
         if len(self._buffer) >= BUFFERED or time.monotonic() >= self._next_flush:
-            try:
-                self.flush()
-            except TrackingError as error:
-                _LOG.warning("%d metrics wait for the store: %s", len(self._buffer), error)
-                self._next_flush = time.monotonic() + 60.0
+            self.try_flush()
+
+    def try_flush(self) -> None:
+        """Send what is buffered. Where the store is out of reach it stays buffered, and nothing is tried again for a minute."""
+        if time.monotonic() < self._retry_at:
+            return
+        try:
+            self.flush()
+        except TrackingError as error:
+            _LOG.warning("%d metrics wait for the store: %s", len(self._buffer), error)
+            self._retry_at = time.monotonic() + RETRY_SECONDS
 
     def flush(self) -> None:
         """Send what is buffered. Raises TrackingError where the store is out of reach; nothing is lost, and sending twice is harmless."""
@@ -208,6 +217,7 @@ class _Recording:
         self._recorder, self._reporter = recorder, reporter
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
+        signals.check()
         self._recorder.metrics(values, step)
         self._reporter.metrics(values, step)
 
@@ -215,3 +225,7 @@ class _Recording:
     def task(self, description: str, total: float) -> Iterator[Task]:
         with self._reporter.task(description, total) as task:
             yield task
+
+    def flush(self) -> None:
+        self._recorder.try_flush()
+        self._reporter.flush()

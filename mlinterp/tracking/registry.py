@@ -55,7 +55,11 @@ def content_digest(data: Path) -> str:
 
 
 def register(store: Store, name: str, model_id: str, run_id: str, tags: Mapping[str, str], *, alias: str) -> int:
-    """Register a logged model as the next version of `name`, point `alias` at it, and return the version."""
+    """Register a logged model as the next version of `name`, point `alias` at it, and return the version.
+
+    A model that is registered already stays the version that it is. An alias only moves forward: two fits that end at the same time
+    leave it on the newer version.
+    """
     from mlflow.exceptions import MlflowException
 
     try:
@@ -63,10 +67,16 @@ def register(store: Store, name: str, model_id: str, run_id: str, tags: Mapping[
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    with _process_wide(store.uri):
-        made = store.client.create_model_version(name, f"models:/{model_id}", run_id=run_id, tags=dict(tags), model_id=model_id)
-    store.client.set_registered_model_alias(name, alias, str(made.version))
-    return int(made.version)
+    source = f"models:/{model_id}"
+    versions = store.client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'")
+    made = next((version for version in versions if version.source == source), None)
+    if made is None:
+        with _process_wide(store.uri):
+            made = store.client.create_model_version(name, source, run_id=run_id, tags=dict(tags), model_id=model_id)
+    number = int(made.version)
+    if int(store.client.get_registered_model(name).aliases.get(alias, 0)) < number:
+        store.client.set_registered_model_alias(name, alias, str(number))
+    return number
 
 
 @contextmanager

@@ -27,13 +27,14 @@ class _Listener:
         self.depth = 0
         self.deferring = 0
         self.first_at: float | None = None
+        self.received: int | None = None
         self.pending: int | None = None
         self.previous: dict[signal.Signals, Any] = {}
 
     def handle(self, signum: int, _: FrameType | None) -> None:
         now = time.monotonic()
         if self.first_at is None:
-            self.first_at = now
+            self.first_at, self.received = now, signum
             if self.deferring:
                 self.pending = signum
             else:
@@ -53,7 +54,7 @@ def listening() -> Iterator[None]:
         return
     _listener.depth += 1
     if _listener.depth == 1:
-        _listener.first_at = _listener.pending = None
+        _listener.first_at = _listener.received = _listener.pending = None
         heeded = [signum for signum in STOPPING if signal.getsignal(signum) is not signal.SIG_IGN]  # `nohup` ignores HUP on purpose
         _listener.previous = {signum: signal.signal(signum, _listener.handle) for signum in heeded}
     try:
@@ -76,3 +77,9 @@ def deferred() -> Iterator[None]:
     if not _listener.deferring and _listener.pending is not None:
         signum, _listener.pending = _listener.pending, None
         raise Interrupted(signum)
+
+
+def check() -> None:
+    """Raise Interrupted again where it was raised and lost: Python drops an exception that a signal raises inside a finalizer."""
+    if _listener.depth and _listener.received is not None and threading.current_thread() is threading.main_thread():
+        raise Interrupted(_listener.received)

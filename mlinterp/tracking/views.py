@@ -110,6 +110,9 @@ def line(metric: str) -> dict[str, Any]:
     return {"type": "LINE", **shape, "runsCountToCompare": 20}
 
 
+FLAT = "mlinterp.type"
+"""Grouping by this tag lays the tree of runs flat; a filtered tree hides what it found inside a collapsed parent."""
+
 _IDENTITY = [("tags", "mlinterp.type"), ("tags", "mlinterp.subject"), ("tags", "mlinterp.hypothesis"), ("tags", "mlinterp.verdict")]
 
 _HYPOTHESES = View(
@@ -118,6 +121,20 @@ _HYPOTHESES = View(
     mode="TABLE",
     columns=[*_IDENTITY, ("tags", "mlinterp.mode"), ("metrics", "aggregates/mean_delta"), ("metrics", "aggregates/effect_size")],
     group_by="mlinterp.hypothesis",
+)
+_RUNS = View(
+    key="mlinterp-runs",
+    name="All runs, flat",
+    mode="TABLE",
+    columns=[
+        *_IDENTITY[:2],
+        ("tags", "mlinterp.mode"),
+        *(
+            ("metrics", name)
+            for name in ("subject/exact", "subject/ce_loss", "sae/fvu", "sae/l0", "top/effect", "top/control_effect", "top/p_adj")
+        ),
+    ],
+    group_by=FLAT,
 )
 _SAE_PARAMS = [f"spec.variables.{name}" for name in ("activation", "d_sae", "k")]
 _SAE_METRICS = ["sae/l0", "sae/fvu", "sae/frac_dead", "substitution/ce_loss_recovered"]
@@ -133,6 +150,7 @@ _SAES = View(
     ],
     order_by="substitution/ce_loss_recovered",
     search="tags.`mlinterp.produces` = 'sae'",
+    group_by=FLAT,
     charts=[
         scatter("sae/l0", "substitution/ce_loss_recovered"),
         scatter("sae/l0", "sae/fvu"),
@@ -152,11 +170,10 @@ def project_views(store: Store, experiment_id: str) -> list[View]:
         effects |= dict.fromkeys(name.removeprefix("effect/") for name in run.data.metrics if name.startswith("effect/"))
     named = list(effects)[:MOST_EFFECTS]
     columns = [("metrics", f"{side}/{name}") for name in named for side in ("effect", "control", "adjusted")]
-    charts = [
-        chart for name in named for chart in (scatter(f"control/{name}", f"effect/{name}"), bar(f"effect/{name}"), bar(f"control/{name}"))
-    ]
-    shown = View("mlinterp-effects", "Effects beside controls", "CHART", [*_IDENTITY, *columns], search=where, charts=charts)
-    return [_HYPOTHESES, _SAES, shown]
+    charts = [scatter("top/control_effect", "top/effect"), bar("top/adjusted_effect")]
+    charts += [bar(f"{side}/{name}") for name in named for side in ("effect", "control")]
+    shown = View("mlinterp-effects", "Effects beside controls", "CHART", [*_IDENTITY, *columns], search=where, group_by=FLAT, charts=charts)
+    return [_RUNS, _HYPOTHESES, _SAES, shown]
 
 
 def write_views(store: Store, experiment_id: str) -> None:

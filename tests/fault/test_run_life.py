@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -200,7 +201,7 @@ def test_when_both_are_killed_the_next_command_closes_their_runs(shoot):
 
 
 FIT = """
-import sys, torch
+import os, sys, torch
 from pathlib import Path
 from mlinterp.progress import Silent
 from mlinterp.trainer import ResumableModule, fit
@@ -211,7 +212,7 @@ from mlinterp.tracking.supervise import supervised
 workspace = Path(sys.argv[1])
 
 class Endless(ResumableModule):
-    stage, total_steps = "fit", 10**9
+    stage, total_steps = "fit", 10**7
     def __init__(self):
         super().__init__()
         self.weight = torch.nn.Parameter(torch.zeros(4))
@@ -223,7 +224,8 @@ class Endless(ResumableModule):
         self.weight.data.copy_(tensors["weight"])
     def inner_step(self, step):
         if step == 50:
-            (workspace / "worker").write_text("1")
+            (workspace / "worker.tmp").write_text(str(os.getpid()))
+            (workspace / "worker.tmp").rename(workspace / "worker")
         return {"loss": float(step)}
 
 def work():
@@ -243,12 +245,18 @@ def test_lightning_does_not_swallow_a_signal_in_the_middle_of_a_fit(tmp_path, te
     (tmp_path / "fit.py").write_text(FIT)
     environment = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
     with subprocess.Popen([sys.executable, str(tmp_path / "fit.py"), str(tmp_path)], env=environment) as process:
-        until = time.monotonic() + 90
-        while not (tmp_path / "worker").exists():
-            assert time.monotonic() < until
-            time.sleep(0.05)
-        process.send_signal(signum)
-        assert process.wait(20) == 128 + signum
+        try:
+            until = time.monotonic() + 90
+            while not (tmp_path / "worker").exists():
+                assert time.monotonic() < until
+                time.sleep(0.05)
+            process.send_signal(signum)
+            assert process.wait(30) == 128 + signum
+        finally:
+            process.kill()
+            if (tmp_path / "worker").exists():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(int((tmp_path / "worker").read_text()), signal.SIGKILL)
     store = open_store(tmp_path)
     (run,) = store.client.search_runs([store.experiment_id("fault")])
     assert (run.info.status, run.data.tags["mlinterp.error"]) == ("KILLED", f"stopped by signal {int(signum)}")

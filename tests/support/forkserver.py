@@ -7,13 +7,25 @@ below `supervised`, as on the command line; supervisor and worker are one proces
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+MODULES = (
+    *("torch", "lightning.pytorch", "matplotlib.pyplot", "pandas", "scipy.stats"),
+    *("mlflow.tracking.client", "mlflow.pyfunc", "mlflow.store.tracking.sqlalchemy_store", "mlflow.store.model_registry.sqlalchemy_store"),
+    *("mlinterp.api", "mlinterp.run", "mlinterp.subjects.trm", "mlinterp.sae.module", "mlinterp.sae.substitution"),
+    *("mlinterp.tracing.capture", "mlinterp.interventions.evaluator", "mlinterp.interventions.module", "mlinterp.tracking.flavor"),
+)
+"""What a run of any stage imports."""
 
 
 class Job:
@@ -25,10 +37,8 @@ class Job:
 
     def kill(self, signum: int = signal.SIGKILL) -> None:
         """Signal the whole group, if there is one still."""
-        try:
+        with suppress(ProcessLookupError):
             os.killpg(self.pid, signum)
-        except ProcessLookupError:
-            pass
 
     def code(self) -> int:
         """Wait for the end and return how it ended: an exit code, or -n for a signal."""
@@ -62,7 +72,8 @@ class ForkServer:
         self._count += 1
         folder = self._folder / f"job-{self._count:05d}"
         folder.mkdir()
-        self._process.stdin.write(json.dumps([work, [str(arg) if isinstance(arg, Path) else arg for arg in args], die_at, str(folder)]) + "\n")
+        plain = [str(arg) if isinstance(arg, Path) else arg for arg in args]
+        self._process.stdin.write(json.dumps([work, plain, die_at, str(folder)]) + "\n")
         self._process.stdin.flush()
         return Job(self, int(self.read()), folder)
 
@@ -106,8 +117,6 @@ def acts(spec: str) -> int:
 
 def reconcile(workspace: str) -> list[str]:
     """Close the runs of dead processes and return their ids; waits for a killed process to be gone."""
-    import time
-
     from mlinterp.tracking import lease
 
     closed, leases = [], Path(workspace) / ".mlinterp" / "leases"
@@ -167,26 +176,12 @@ def _child(work: str, args: list[Any], die_at: int | None, folder: Path) -> None
 
 def serve() -> None:
     """Import, then fork a child for each line of stdin."""
-    import lightning.pytorch
-    import matplotlib.pyplot
-    import mlflow.pyfunc
-    import mlflow.store.model_registry.sqlalchemy_store
-    import mlflow.store.tracking.sqlalchemy_store
-    import mlflow.tracking.client
-    import pandas
-    import scipy.stats
-    import torch
+    for module in MODULES:
+        importlib.import_module(module)
+    from mlinterp.execution.code_version import code_version
 
-    import mlinterp.api
-    import mlinterp.experiments.catalog
-    import mlinterp.interventions.module
-    import mlinterp.run
-    import mlinterp.sae.module
-    import mlinterp.subjects.trm
-    import mlinterp.tracing.capture
-    import mlinterp.tracking.flavor
-
-    assert len(os.listdir("/proc/self/task")) == 1, "only a process with one thread may fork"
+    code_version()  # of the code that is imported here, whatever becomes of its files
+    assert threading.active_count() == 1, "only a process with one thread may fork"
     for line in sys.stdin:
         work, args, die_at, folder = json.loads(line)
         pid = os.fork()
@@ -196,10 +191,8 @@ def serve() -> None:
                 _child(work, args, die_at, Path(folder))
             finally:
                 os._exit(1)
-        try:
+        with suppress(PermissionError):  # the child was faster
             os.setpgid(pid, pid)
-        except PermissionError:  # the child was faster
-            pass
         print(pid, flush=True)
         print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
 

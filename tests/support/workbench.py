@@ -18,7 +18,6 @@ PROJECT: dict[str, Any] = {
         }
     },
 }
-AT = {"site": "z_L", "sup_steps": [1], "cycles": [1], "latent_steps": [1]}
 STEPS: list[dict[str, Any]] = [
     {
         "name": "subject",
@@ -46,8 +45,12 @@ STEPS: list[dict[str, Any]] = [
             "batch_size": 8,
             "n_bootstrap": 200,
             "interventions": [
-                {"policy": "ablate_features", "features": "top:2", "at": AT},
-                {"policy": "patch_states", "at": AT},
+                {
+                    "policy": "ablate_features",
+                    "features": "top:2",
+                    "at": {"site": "z_L", "sup_steps": [1], "cycles": [1], "latent_steps": [1]},
+                },
+                {"policy": "patch_states", "at": {"site": "z_L", "sup_steps": [1], "cycles": [1], "latent_steps": [1]}},
             ],
         },
     },

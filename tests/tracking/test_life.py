@@ -10,6 +10,7 @@ import time
 import pytest
 
 from mlinterp.errors import ExperimentError, Interrupted, SpecError, TrackingError
+from mlinterp.progress import Silent
 from mlinterp.tracking import lease, signals
 from mlinterp.tracking.life import RunLife
 from mlinterp.tracking.recorder import Recorder
@@ -130,6 +131,25 @@ def test_a_signal_while_a_run_is_being_opened_leaves_it_killed(life, store, expe
         raise AssertionError("the block must not be entered")
     (run,) = store.client.search_runs([experiment])
     assert run.info.status == "KILLED"
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_signal_that_python_loses_in_a_finalizer_stops_the_work_at_its_next_report(life, store):
+    class Finalized:
+        def __del__(self):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.05)
+
+    reports = []
+    with pytest.raises(Interrupted), life() as one:  # noqa: PT012
+        reporter = one.recorder.reporting(Silent())
+        reporter.metrics({"a/b": 1.0}, 0)
+        Finalized()
+        reports.append("the signal is lost")
+        reporter.metrics({"a/b": 2.0}, 1)
+        reports.append("never")
+    assert reports == ["the signal is lost"]
+    assert run_of(store, one).info.status == "KILLED"
 
 
 def test_signals_that_were_ignored_stay_ignored(life):
