@@ -159,7 +159,9 @@ def show_summary(summary: RunSummary) -> None:
         show_lines([f"warning: {warning}"])
     server = summary.store_uri if summary.store_uri.startswith(("http://", "https://")) else None
     base = (server or "http://127.0.0.1:5000").rstrip("/")
-    show_lines([] if server else [f"look at it: mlinterp ui   (in {summary.workspace})"])
+    own = f"sqlite:///{summary.workspace / 'mlruns.db'}"
+    command = "mlinterp ui" if summary.store_uri == own else f"mlinterp ui --store {summary.store_uri}"
+    show_lines([] if server else [f"look at it: {command}   (in {summary.workspace})"])
     show_lines(f"{title}: {link if '://' in link else base + '/' + link.lstrip('/')}" for title, link in summary.links.items())
 
 

@@ -86,7 +86,7 @@ class SubjectFit(ResumableModule):
         """Return the newest held-out scores where the step being reported is the first to carry them."""
         if not self.history or self.history[-1]["step"] <= step + 1 - CHUNK:
             return {}
-        return {name: value for name, value in self.history[-1].items() if name != "step"}
+        return {f"held_out_{name}": value for name, value in self.history[-1].items() if name != "step"}
 
     def _score(self) -> dict[str, float]:
         raw = {name: parameter.detach().clone() for name, parameter in self._trained()}

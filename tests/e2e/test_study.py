@@ -105,14 +105,14 @@ def test_metrics_are_finite_and_named_by_stage(bench):
 def test_the_registered_sae_loads_as_the_real_thing_from_anywhere_in_the_workspace(bench, monkeypatch):
     monkeypatch.chdir(bench.study.parent)
     sae = mlinterp.load_sae(f"models:/{workbench.SITE_MODEL}@candidate")
+    source = bench.store.client.get_model_version_by_alias(workbench.SITE_MODEL, "candidate").run_id
     trace = mlinterp.load_trace(bench.artifacts(bench.runs["trace"]))
     h = torch.from_numpy(trace.rows(np.flatnonzero((trace.meta["site"] == "z_L").to_numpy())[:32]))
     codes = sae.encode(h)
     assert codes.shape == (32, 32)
     assert ((codes != 0).sum(dim=1) <= 4).all()
     assert sae.decode(codes).shape == h.shape
-    own = mlinterp.load_sae(bench.artifacts(bench.runs["sae"]))
-    assert torch.equal(own.encode(h), codes)
+    assert torch.equal(mlinterp.load_sae(bench.artifacts(source)).encode(h), codes)
     assert not list(bench.study.parent.glob("*.db"))
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import workbench
-from forkserver import ForkServer, Job
+from forkserver import ForkServer
 
 from mlinterp.io.manifest import verify
 from mlinterp.tracking.store import Store, open_store
@@ -88,9 +88,12 @@ class Lab:
     def settle(self) -> None:
         """Close what is left, as any next command does: nothing runs any more and nothing half-written is in sight."""
         self.server.do("reconcile", self.root)
+        self.check_statuses()
+
+    def check_statuses(self) -> None:
         assert {run.info.status for run in self.runs()} <= {"FINISHED", "KILLED"}
 
-    def finish(self, stage: str, known: set[str], job: Job) -> str:
+    def finish(self, stage: str, known: set[str]) -> str:
         """Bring a stage that was stopped to its end, resumed where it left a run and run again where it did not; return its run."""
         left = [run for run in self.runs() if run.info.run_id not in known and "mlflow.parentRunId" not in run.data.tags]
         assert len(left) <= 1
@@ -118,6 +121,12 @@ class Lab:
         leftovers = [path.name for path in (self.root / ".mlinterp" / "runs").iterdir()]
         assert not set(leftovers) & {run.info.run_id for run in self.runs() if run.info.status == "FINISHED"}
 
+    def tell(self, stage: str) -> None:
+        """Print a line of figures."""
+        print(
+            f"\n{stage}: {self.seconds[stage]:.1f} s undisturbed; so far stopped {', '.join(f'{n} {when}' for when, n in self.hits.items())}"
+        )
+
     def _below(self, run_id: str) -> list[str]:
         return [run.info.run_id for run in self.runs() if run.data.tags.get("mlflow.parentRunId") == run_id]
 
@@ -140,8 +149,10 @@ class Lab:
             time.sleep(moment * self.seconds[stage])
             job.kill(signum)
             codes.append(job.code())
+            if signum != signal.SIGKILL:
+                self.check_statuses()  # before anybody else could put them right
             self.settle()
-        return self.finish(stage, known, job), codes
+        return self.finish(stage, known), codes
 
 
 @pytest.fixture(scope="module")
@@ -164,3 +175,65 @@ def test_a_killed_stage_goes_on_to_the_bits_of_the_undisturbed_one(lab, stage):
     for moment in moments(stage, 2):
         run_id, _ = lab.disturb(stage, [moment])
         lab.compare(stage, run_id)
+
+
+@pytest.mark.parametrize(("stage", "signum"), list(zip(workbench.STAGES, (*SIGNALS, signal.SIGTERM), strict=True)))
+def test_a_stage_that_is_told_to_stop_says_so_and_can_go_on(lab, stage, signum):
+    run_id, codes = lab.disturb(stage, [0.5], signum)
+    assert codes == [128 + signum]
+    lab.compare(stage, run_id)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", workbench.STAGES)
+def test_a_stage_killed_at_ten_moments_goes_on_each_time(lab, stage):
+    for moment in moments(stage, 10):
+        run_id, _ = lab.disturb(stage, [moment])
+        lab.compare(stage, run_id)
+    lab.tell(stage)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", workbench.STAGES)
+def test_a_stage_killed_up_to_three_times_in_a_row_goes_on(lab, stage):
+    draw = random.Random(stage)
+    for times in (2, 3, 3):
+        run_id, _ = lab.disturb(stage, [draw.random() for _ in range(times)])
+        lab.compare(stage, run_id)
+    lab.tell(stage)
+
+
+@pytest.mark.slow
+def test_a_killed_study_goes_on_and_computes_no_finished_step_again(lab):
+    for moment in moments("study", 10):
+        run_id, _ = lab.disturb("study", [moment])
+        lab.compare("study", run_id)
+    for _ in range(3):
+        run_id, _ = lab.disturb("study", [0.6, 0.4, 0.4])
+        lab.compare("study", run_id)
+    lab.tell("study")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("signum", SIGNALS)
+@pytest.mark.parametrize("stage", workbench.STAGES)
+def test_a_stage_told_to_stop_at_any_moment_ends_truly(lab, stage, signum):
+    for moment in moments(f"{stage} {signum}", 4):
+        run_id, codes = lab.disturb(stage, [0.1 + 0.8 * moment], signum)
+        assert codes in ([128 + signum], [0])  # it may have been faster
+        lab.compare(stage, run_id)
+    lab.tell(stage)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", workbench.STAGES)
+def test_a_stage_that_dies_between_any_two_durable_acts_goes_on(lab, stage):
+    lab.observe(stage)
+    acts = lab.server.do("acts", lab.specs[stage])
+    for number in range(1, acts + 1, 3):
+        known = {run.info.run_id for run in lab.runs()}
+        job = lab.server.start("run", lab.specs[stage], die_at=number)
+        assert job.code() in (-signal.SIGKILL, 0), job.said()
+        lab.settle()
+        lab.compare(stage, lab.finish(stage, known))
+    lab.tell(stage)

@@ -111,7 +111,9 @@ def test_saved_views_are_in_the_layout_that_mlflow_reads(store, experiment, run)
     assert state["searchFilter"] == "tags.`mlinterp.mode` = 'interventional'"
     assert state["selectedColumns"][-3:] == ["metrics.`effect/ablate`", "metrics.`control/ablate`", "metrics.`adjusted/ablate`"]
     scatter = state["compareRunCharts"][0]
-    assert (scatter["type"], scatter["xaxis"]["key"], scatter["yaxis"]["key"]) == ("SCATTER", "control/ablate", "effect/ablate")
+    assert (scatter["type"], scatter["xaxis"]["key"], scatter["yaxis"]["key"]) == ("SCATTER", "top/control_effect", "top/effect")
+    assert [chart["metricKey"] for chart in state["compareRunCharts"][2:]] == ["effect/ablate", "control/ablate"]
+    assert state["groupBy"]["groupByKeys"] == [{"mode": "tag", "groupByData": "mlinterp.type"}]
     sections = {section["uuid"] for section in state["compareRunSections"]}
     assert {chart["metricSectionId"] for chart in state["compareRunCharts"]} <= sections
 
@@ -119,13 +121,13 @@ def test_saved_views_are_in_the_layout_that_mlflow_reads(store, experiment, run)
 def test_every_view_of_a_project_round_trips_and_fits_a_tag(store, experiment, run):
     run("i", {"mlinterp.mode": "interventional"}, metrics={f"effect/intervention_{i}": 0.5 for i in range(40)})
     made = views.project_views(store, experiment)
-    assert [view.name for view in made] == ["Runs by hypothesis", "SAEs: L0 against CE recovered", "Effects beside controls"]
+    assert [view.name for view in made] == ["All runs, flat", "Runs by hypothesis", "SAEs: L0 against CE recovered", "Effects beside controls"]
     for view in made:
         text = views.encode(view)
         assert len(text) <= 20_000
         assert views.decode(text) == (view.name, view.state())
         assert len({chart["uuid"] for chart in view.state()["compareRunCharts"]}) == len(view.charts)
-    assert made[0].state()["groupBy"]["groupByKeys"] == [{"mode": "tag", "groupByData": "mlinterp.hypothesis"}]
+    assert made[1].state()["groupBy"]["groupByKeys"] == [{"mode": "tag", "groupByData": "mlinterp.hypothesis"}]
 
 
 def test_a_view_that_a_person_has_changed_stays_and_ours_is_brought_up_to_date(store, experiment, run):
