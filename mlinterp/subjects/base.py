@@ -65,16 +65,8 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class Examples:
+class Examples(Batch):
     """A fixed list of examples in a fixed order."""
-
-    ids: tuple[str, ...]
-    inputs: Tensor
-    targets: Tensor
-    mask: Tensor
-
-    def __len__(self) -> int:
-        return len(self.ids)
 
     def batches(self, size: int) -> Iterator[Batch]:
         """Yield consecutive batches of at most `size` examples."""

@@ -123,9 +123,8 @@ class Lab:
 
     def tell(self, stage: str) -> None:
         """Print a line of figures."""
-        print(
-            f"\n{stage}: {self.seconds[stage]:.1f} s undisturbed; so far stopped {', '.join(f'{n} {when}' for when, n in self.hits.items())}"
-        )
+        stopped = ", ".join(f"{count} {when}" for when, count in self.hits.items())
+        print(f"\n{stage}: {self.seconds[stage]:.1f} s undisturbed; so far stopped {stopped}")
 
     def _below(self, run_id: str) -> list[str]:
         return [run.info.run_id for run in self.runs() if run.data.tags.get("mlflow.parentRunId") == run_id]

@@ -160,6 +160,9 @@ class _Acts:
 def _child(work: str, args: list[Any], die_at: int | None, folder: Path) -> None:
     from mlinterp.tracking.supervise import supervised
 
+    for signum in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(signum, signal.SIG_DFL)  # a shell in the background makes its children deaf to some
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     os.close(0)
     output = os.open(folder / "output.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(output, 1)
