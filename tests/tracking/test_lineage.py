@@ -121,7 +121,12 @@ def test_saved_views_are_in_the_layout_that_mlflow_reads(store, experiment, run)
 def test_every_view_of_a_project_round_trips_and_fits_a_tag(store, experiment, run):
     run("i", {"mlinterp.mode": "interventional"}, metrics={f"effect/intervention_{i}": 0.5 for i in range(40)})
     made = views.project_views(store, experiment)
-    assert [view.name for view in made] == ["All runs, flat", "Runs by hypothesis", "SAEs: L0 against CE recovered", "Effects beside controls"]
+    assert [view.name for view in made] == [
+        "All runs, flat",
+        "Runs by hypothesis",
+        "SAEs: L0 against CE recovered",
+        "Effects beside controls",
+    ]
     for view in made:
         text = views.encode(view)
         assert len(text) <= 20_000
