@@ -15,6 +15,7 @@ import typer
 from mlinterp.command_line import run_app, supervise
 from mlinterp.errors import SpecError
 from mlinterp.io.atomic import write_text
+from mlinterp.io.specfile import read_document
 from mlinterp.progress import Silent
 from mlinterp.project import parse_spec
 from mlinterp.run_folder import RunFolder
@@ -95,6 +96,12 @@ def trace_command(
     no_states: Annotated[
         bool, typer.Option("--no-states", help="Write no states.npy: each row carries its states (small traces only).")
     ] = False,
+    intervention: Annotated[
+        Path | None,
+        typer.Option(
+            "--intervention", metavar="FILE", help="Trace while the model is edited as this file says (JSON or YAML; needs an SAE)."
+        ),
+    ] = None,
     summary_json: Annotated[Path | None, _copy_option("--summary-json", what="the stage's result")] = None,
     again: Again = False,
     quiet: Quiet = False,
@@ -116,6 +123,8 @@ def trace_command(
         "granularity": granularity.value,
         "states_file": not no_states,
     }
+    if intervention is not None:
+        variables["intervention"] = read_document(intervention).data
     spec = parse_spec({"type": "trace", "subject": "model", "seed": seed, "variables": variables})
 
     def work() -> None:
@@ -123,7 +132,8 @@ def trace_command(
         if fit is not None:
             training = parse_spec({"type": "subject_fit", "subject": "model", "variables": fit})
             show_summary(folder.execute("subject", training, {}, reporter, again=False))
-        summary = folder.execute("trace", spec, folder.inputs(["subject"]), reporter, again=again)
+        needed = ["subject"] if intervention is None else ["subject", "sae"]
+        summary = folder.execute("trace", spec, folder.inputs(needed), reporter, again=again)
         show_summary(summary)
         if summary_json is not None and summary.result is not None:
             write_text(summary_json, summary.result.model_dump_json(by_alias=True, indent=2))

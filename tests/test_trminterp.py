@@ -1,6 +1,7 @@
 """The three commands on a plain run folder, on a small recurrent model at hand."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -73,6 +74,18 @@ def test_each_command_is_a_run_below_the_folder_s_own(study):
         assert run.data.tags["mlflow.parentRunId"] == record["parent"]
         assert run.data.tags["mlinterp.label"] == role
     assert store.client.get_run(record["parent"]).info.status == "FINISHED"
+
+
+def test_a_trace_of_the_edited_model_says_how_it_was_edited(study, tmp_path, monkeypatch):
+    (tmp_path / "edit.json").write_text(json.dumps({"policy": "ablate_features", "features": [0, 1], "at": {"sup_steps": [0], "cycles": [0]}}))
+    out = tmp_path / "out"
+    shutil.copytree(study, out)
+    monkeypatch.chdir(tmp_path)
+    arguments = ["trace", "--run-dir", str(out), "--model", str(study.parent / "model"), "--n-examples", "4", "--sites", "z_H", "--quiet"]
+    main([*arguments, "--intervention", str(tmp_path / "edit.json")])
+    header = TraceDataset.load(out).header
+    assert header["intervention"]["features"] == [0, 1]
+    assert TraceDataset.load(study).header["intervention"] is None
 
 
 def _refused(capsys, *arguments):

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
+from mlinterp.errors import SpecError
 from mlinterp.experiments.base import Context, Experiment, Variables
 from mlinterp.frozen import Frozen
+from mlinterp.interventions.declared import InterventionBlock
 from mlinterp.result import ExperimentResult, Figure
+
+if TYPE_CHECKING:
+    from mlinterp.subjects.base import Address, Batch, Subject, Tap
 
 
 class ExampleChoice(Frozen):
@@ -38,6 +44,9 @@ class TraceVariables(Variables):
         None,
         description="finish the forward pass and record answers; by default only for recurrent subjects, others stop after the last hook",
     )
+    intervention: InterventionBlock | None = Field(
+        None, description="trace the model while latents are set to zero, to a value or to a multiple of themselves (needs inputs.sae)"
+    )
     on_nonfinite: Literal["error", "drop"] = Field("error", description="what to do with a NaN or infinite activation")
     batch_size: int = Field(
         32, ge=1, le=4096, description="examples a forward pass; part of the digest, since batch size changes float32 results"
@@ -55,6 +64,7 @@ def run(context: Context) -> ExperimentResult:
     variables: TraceVariables = context.variables
     subject = context.load_subject()
     addresses = select_addresses(subject, variables.sites, variables.granularity, variables.sup_steps)
+    edited, edit = _editing(context, subject)
     choice = variables.examples
     examples = subject.examples(choice.split, choice.n, choice.seed, **choice.options)
     recurrent = addresses[0].sup_step is not None
@@ -71,15 +81,36 @@ def run(context: Context) -> ExperimentResult:
             "task": str(subject.config.get("task", subject.config.get("data", subject.kind))),
             "split": choice.split,
             "granularity": variables.granularity,
-            "intervention": None,
+            "intervention": None if variables.intervention is None else variables.intervention.model_dump(mode="json", exclude_none=True),
         },
         batch_size=variables.batch_size,
         predictions=predictions,
         on_nonfinite=variables.on_nonfinite,
         shard_bytes=variables.shard_mib * 2**20,
         inline=not variables.states_file,
+        edit=edit,
+        edited_sites={address.site for address in edited},
     )
-    return _summary(TraceDataset.load(context.workdir), done.files, done.dropped)
+    result = _summary(TraceDataset.load(context.workdir), done.files, done.dropped)
+    return result if edit is None else result.model_copy(update={"mode": "interventional"})
+
+
+def _editing(context: Context, subject: Subject) -> tuple[Sequence[Address], Callable[[Batch], Tap] | None]:
+    """Return where and how the model is edited while it is traced. Raises SpecError for an edit without an SAE, or the reverse."""
+    block = context.variables.intervention
+    if block is None:
+        if "sae" in context.inputs:
+            raise SpecError(
+                "an SAE is of use only to an intervention", field="inputs.sae", allowed="add variables.intervention, or leave it out"
+            )
+        return (), None
+    if "sae" not in context.inputs:
+        raise SpecError("edits latents, and the spec has no sae among its inputs", field="variables.intervention", allowed="add inputs.sae")
+    from mlinterp.interventions.editing import editor_of
+    from mlinterp.sae.checkpoint import load_sae
+
+    sae = load_sae(context.inputs["sae"].path)
+    return editor_of(subject, sae, sae.config.site, block)
 
 
 def _summary(trace: Any, files: list[str], dropped: int) -> ExperimentResult:
@@ -163,7 +194,8 @@ EXPERIMENT = Experiment(
     summary="Capture activations at hook points (and recurrent steps) into trace.jsonl and states.npy.",
     Variables=TraceVariables,
     run=run,
-    inputs={"subject": False},
+    modes=("observational", "interventional"),
+    inputs={"subject": False, "sae": False},
     produces="trace",
     example={"subject": "NAME", "variables": {"sites": ["z_L", "z_H"], "examples": {"split": "test", "n": 256}}},
 )

@@ -184,13 +184,13 @@ class Planner:
         shared = {
             "identity": (self._arm(identity, place, SELF if block.patches else None),),
             "reconstruct_only": (self._arm(Reconstruct(block.renorm), place),),
-            "random_feature": tuple(self._arm(_policy(block, chosen, amounts), place, source) for chosen in random),
+            "random_feature": tuple(self._arm(policy_of(block, chosen, amounts), place, source) for chosen in random),
         }
         for group, stand_ins in zip(groups, matched, strict=True):
-            policy = _policy(block, group, amounts)
+            policy = policy_of(block, group, amounts)
             controls = {
                 **shared,
-                "matched_frequency": tuple(self._arm(_policy(block, chosen, amounts), place, source) for chosen in stand_ins),
+                "matched_frequency": tuple(self._arm(policy_of(block, chosen, amounts), place, source) for chosen in stand_ins),
                 **self._common_controls(policy, place, source, group),
             }
             self._add(f"{name}-l{group[0]}" if block.each else name, block, group, place, self._arm(policy, place, source), controls)
@@ -283,7 +283,7 @@ def _check_fit(config: SAEConfig, site: str, width: int, field_name: str) -> Non
         )
 
 
-def _policy(block: InterventionBlock, latents: tuple[int, ...], amounts: Mapping[int, float]) -> InterventionPolicy:
+def policy_of(block: InterventionBlock, latents: tuple[int, ...], amounts: Mapping[int, float]) -> InterventionPolicy:
     """Return the policy that a block means for some latents."""
     values = tuple(amounts[latent] for latent in latents)
     if block.policy == "patch_features":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -9,7 +10,7 @@ from typing import Any, Literal
 from mlinterp.errors import ExperimentError, SpecError
 from mlinterp.io.digests import sha256_json
 from mlinterp.progress import Reporter
-from mlinterp.subjects.base import Address, Examples, Subject
+from mlinterp.subjects.base import Address, Batch, Examples, Subject, Tap
 from mlinterp.tracing.module import TraceModule
 from mlinterp.tracing.parts import TraceParts
 from mlinterp.trainer import predict
@@ -36,6 +37,8 @@ def capture(
     on_nonfinite: Literal["error", "drop"],
     shard_bytes: int,
     inline: bool,
+    edit: Callable[[Batch], Tap] | None = None,
+    edited_sites: Collection[str] = (),
 ) -> Captured:
     """Trace `examples` into `folder` (`trace.jsonl`, and `states.npy` or shards unless `inline`), going on where a killed trace stopped."""
     if not len(examples):
@@ -59,7 +62,16 @@ def capture(
     }
     parts = TraceParts(folder / "parts", sha256_json([whole, batch_size, list(examples.ids)]))
     with reporter.task("trace", len(examples)) as task:
-        module = TraceModule(subject, addresses, parts, task, predictions=predictions, on_nonfinite=on_nonfinite)
+        module = TraceModule(
+            subject,
+            addresses,
+            parts,
+            task,
+            predictions=predictions,
+            on_nonfinite=on_nonfinite,
+            edit=edit,
+            edited_sites=edited_sites,
+        )
         predict(module, _Batches(examples, batch_size))
     count = -(-len(examples) // batch_size)
     return Captured(parts.assemble(count, whole, folder, shard_bytes, inline=inline), module.dropped)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, Literal
 
 import lightning.pytorch as pl
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mlinterp.errors import ExperimentError
 from mlinterp.progress import Task
-from mlinterp.subjects.base import Address, Batch, Outputs, Subject
+from mlinterp.subjects.base import Address, Batch, Outputs, Subject, Tap
 from mlinterp.tracing.parts import TraceParts
 
 
@@ -24,6 +24,7 @@ class TraceModule(pl.LightningModule):
         addresses: which evaluations, in order; the forward pass stops after the last one unless predictions are wanted.
         parts: where the parts go; parts already there are skipped.
         predictions: whether to finish the forward pass and record what the model answers.
+        edit: makes the tap that edits a batch at evaluations of `edited_sites`; what is recorded is what the model went on with.
         on_nonfinite: `error` names the first NaN or infinity and stops; `drop` leaves such states out and counts them.
     """
 
@@ -36,8 +37,11 @@ class TraceModule(pl.LightningModule):
         *,
         predictions: bool,
         on_nonfinite: Literal["error", "drop"] = "error",
+        edit: Callable[[Batch], Tap] | None = None,
+        edited_sites: Collection[str] = (),
     ) -> None:
         super().__init__()
+        self.edit, self.edited_sites = edit, set(edited_sites)
         self.subject, self.addresses, self.parts, self.task = subject, list(addresses), parts, task
         self.predictions, self.on_nonfinite = predictions, on_nonfinite
         self.dropped = 0
@@ -57,12 +61,15 @@ class TraceModule(pl.LightningModule):
         rows = self.subject.n_prefix + batch.inputs.shape[1]
         captured = torch.empty(len(wanted), len(batch), rows, self.subject.width(first.site), dtype=torch.float32)
 
+        edit = self.edit(batch) if self.edit else None
+
         def read(address: Address, h: Tensor) -> Tensor:
+            h = edit(address, h) if edit else h
             if address in wanted:
                 captured[wanted[address]] = h.detach().to("cpu", torch.float32)
             return h
 
-        sites = {address.site for address in self.addresses}
+        sites = {address.site for address in self.addresses} | self.edited_sites
         outputs = self.subject.forward(batch, tap=read, sites=sites, until=None if self.predictions else self.addresses[-1])
         return captured, outputs
 

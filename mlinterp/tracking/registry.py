@@ -55,10 +55,9 @@ def content_digest(data: Path) -> str:
 
 
 def register(store: Store, name: str, model_id: str, run_id: str, tags: Mapping[str, str], *, alias: str) -> int:
-    """Register a logged model as the next version of `name`, point `alias` at it, and return the version.
+    """Register a logged model as the next version of `name`, point `alias` at the newest version, and return the model's own.
 
-    A model that is registered already stays the version that it is. An alias only moves forward: two fits that end at the same time
-    leave it on the newer version.
+    A model that is registered already stays the version that it is. Of several fits that end at once the newest has the alias.
     """
     from mlflow.exceptions import MlflowException
 
@@ -73,10 +72,15 @@ def register(store: Store, name: str, model_id: str, run_id: str, tags: Mapping[
     if made is None:
         with _process_wide(store.uri):
             made = store.client.create_model_version(name, source, run_id=run_id, tags=dict(tags), model_id=model_id)
-    number = int(made.version)
-    if int(store.client.get_registered_model(name).aliases.get(alias, 0)) < number:
-        store.client.set_registered_model_alias(name, alias, str(number))
-    return number
+    pointed_at = None
+    while pointed_at != (newest := _newest(store, name)):
+        store.client.set_registered_model_alias(name, alias, str(newest))
+        pointed_at = newest
+    return int(made.version)
+
+
+def _newest(store: Store, name: str) -> int:
+    return max((int(version.version) for version in store.client.search_model_versions(f"name = '{name}'")), default=0)
 
 
 @contextmanager
@@ -145,8 +149,7 @@ def _find(store: Store, reference: str) -> Any:
         raise SpecError(
             f"model '{name}' has no alias '{alias}'", allowed=f"it has: {', '.join(aliases) or 'none'}", nearest=nearest(alias, aliases)
         )
-    newest = max((int(version.version) for version in store.client.search_model_versions(f"name = '{name}'")), default=0)
-    raise SpecError(f"model '{name}' has no version {number}", allowed=f"the newest is {newest}")
+    raise SpecError(f"model '{name}' has no version {number}", allowed=f"the newest is {_newest(store, name)}")
 
 
 def _holds(folder: Path, digest: str) -> bool:

@@ -10,22 +10,22 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import pkgutil
 import signal
 import subprocess
 import sys
 import threading
 import time
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 MODULES = (
     *("torch", "lightning.pytorch", "matplotlib.pyplot", "pandas", "scipy.stats"),
     *("mlflow.tracking.client", "mlflow.pyfunc", "mlflow.store.tracking.sqlalchemy_store", "mlflow.store.model_registry.sqlalchemy_store"),
-    *("mlinterp.api", "mlinterp.run", "mlinterp.subjects.trm", "mlinterp.sae.module", "mlinterp.sae.substitution"),
-    *("mlinterp.tracing.capture", "mlinterp.interventions.evaluator", "mlinterp.interventions.module", "mlinterp.tracking.flavor"),
 )
-"""What a run of any stage imports."""
+"""What a run of any stage imports, besides mlinterp itself."""
 
 
 class Job:
@@ -72,8 +72,7 @@ class ForkServer:
         self._count += 1
         folder = self._folder / f"job-{self._count:05d}"
         folder.mkdir()
-        plain = [str(arg) if isinstance(arg, Path) else arg for arg in args]
-        self._process.stdin.write(json.dumps([work, plain, die_at, str(folder)]) + "\n")
+        self._process.stdin.write(json.dumps([work, args, die_at, str(folder)], default=str) + "\n")
         self._process.stdin.flush()
         return Job(self, int(self.read()), folder)
 
@@ -99,6 +98,23 @@ def run(spec: str) -> str:
     import mlinterp
 
     return mlinterp.run_spec(spec, again=True).run_id
+
+
+def crowd(specs: list[str]) -> list[int]:
+    """Run several specs at once, each in a process of its own, and return their exit codes."""
+    from mlinterp.tracking.supervise import supervised
+
+    def alone(spec: str) -> int:
+        run(spec)
+        return 0
+
+    workers = []
+    for spec in specs:
+        pid = os.fork()
+        if pid == 0:
+            os._exit(supervised(partial(alone, spec), Path(spec).parent))
+        workers.append(pid)
+    return [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in workers]
 
 
 def resume(run_id: str, workspace: str) -> str:
@@ -179,7 +195,10 @@ def _child(work: str, args: list[Any], die_at: int | None, folder: Path) -> None
 
 def serve() -> None:
     """Import, then fork a child for each line of stdin."""
-    for module in MODULES:
+    import mlinterp
+
+    ours = [found.name for found in pkgutil.walk_packages(mlinterp.__path__, "mlinterp.")]
+    for module in (*MODULES, *ours):
         importlib.import_module(module)
     from mlinterp.execution.code_version import code_version
 
