@@ -103,8 +103,8 @@ def test_validate_says_type_subject_cells_and_digest(root: Path, capsys: pytest.
         ),
         (
             "subject: trm4",
-            "subject: trm4\ninputs: {sae: latest}",
-            "spec.yaml:3: inputs.sae: unknown input of trace 'sae'; allowed: subject",
+            "subject: trm4\ninputs: {trace: latest}",
+            "spec.yaml:3: inputs.trace: unknown input of trace 'trace'; allowed: subject, sae",
         ),
         ("subject: trm4", "subject: trm4\ninputs: {subject: '@x'}", "spec.yaml:3: inputs.subject: '@x' names a step"),
         ("subject: trm4", "subject: trm4\nmatrix: {examples.n: [1, 0]}", "spec.yaml:3: matrix.examples.n: 0 is out of bounds"),
@@ -299,7 +299,7 @@ def test_options_carry_bounds_defaults_and_choices(capsys: pytest.CaptureFixture
     assert "[required]" in text
     assert "--states-file" in text
     assert "--no-states-file" in text
-    assert "Set with --set variables.NAME=…: examples." in text
+    assert "Set with --set variables.NAME=…: examples, intervention." in text
 
 
 def test_tab_completes_types_and_choices(root: Path) -> None:
