@@ -127,9 +127,14 @@ def test_a_summary_shows_numbers_children_warnings_and_links(capsys: pytest.Capt
         "seed=0 FINISHED, as before fit/fvu 0.1235 fit/l0 8",
         "seed=1 FAILED no latent fires",
         "warning: 3 states were\\x1b[31m left out",
-        "look at it: mlinterp ui (in /w)",
+        "look at it: mlinterp ui --store sqlite:///x.db (in /w)",
         "run: http://127.0.0.1:5000/#/experiments/1/runs/0?workflowType=machine_learning",
     ]
+
+
+def test_the_workspace_s_own_store_needs_no_option(capsys: pytest.CaptureFixture[str]) -> None:
+    show_summary(summary(store_uri="sqlite:////w/mlruns.db"))
+    assert "look at it: mlinterp ui   (in /w)" in capsys.readouterr().out
 
 
 def test_links_of_a_tracking_server_lead_there(capsys: pytest.CaptureFixture[str]) -> None:

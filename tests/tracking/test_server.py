@@ -144,7 +144,7 @@ def test_serving_prints_links_to_saved_views_and_leaves_no_process_behind(tmp_pa
         "import sys; from pathlib import Path; from mlinterp.tracking.server import serve; serve(Path(sys.argv[1]), port=int(sys.argv[2]))"
     )
     with subprocess.Popen([sys.executable, "-u", "-c", code, str(tmp_path), str(port)], stdout=subprocess.PIPE, text=True) as process:
-        lines = [process.stdout.readline() for _ in range(6)]
+        lines = [process.stdout.readline() for _ in range(7)]
         children = psutil.Process(process.pid).children(recursive=True)
         assert children
         with urlopen(f"http://127.0.0.1:{port}/health", timeout=5) as answer:
@@ -155,6 +155,7 @@ def test_serving_prints_links_to_saved_views_and_leaves_no_process_behind(tmp_pa
         assert process.wait(30) == 0
     assert lines[1].strip() == "maze"
     assert all("workflowType=machine_learning" in line for line in lines[2:])
-    assert "viewStateShareKey=mlinterp-hypotheses&compareRunsMode=TABLE" in lines[3]
+    assert "viewStateShareKey=mlinterp-runs&compareRunsMode=TABLE" in lines[3]
+    assert "viewStateShareKey=mlinterp-hypotheses&compareRunsMode=TABLE" in lines[4]
     psutil.wait_procs(children, timeout=5)
     assert not [child for child in children if child.is_running()]
