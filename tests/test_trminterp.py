@@ -77,7 +77,9 @@ def test_each_command_is_a_run_below_the_folder_s_own(study):
 
 
 def test_a_trace_of_the_edited_model_says_how_it_was_edited(study, tmp_path, monkeypatch):
-    (tmp_path / "edit.json").write_text(json.dumps({"policy": "ablate_features", "features": [0, 1], "at": {"sup_steps": [0], "cycles": [0]}}))
+    (tmp_path / "edit.json").write_text(
+        json.dumps({"policy": "ablate_features", "features": [0, 1], "at": {"sup_steps": [0], "cycles": [0]}})
+    )
     out = tmp_path / "out"
     shutil.copytree(study, out)
     monkeypatch.chdir(tmp_path)

@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -53,17 +54,16 @@ class TraceDataset:
 
     Attributes:
         states: float32 `[N, D]`, memory-mapped.
-        meta: one line a state: `row, example_id, sup_step, cycle, latent_step, site, position, is_prefix, token_in, token_true,
-            token_pred, correct, exact_final, q_halt`. Absent integers are -1; absent numbers and truths are missing.
-        steps: one line a step row, as in the file.
+        step_rows: the file's step rows, in order.
+        examples: its example rows by id.
         header: the file's first line.
         sha256: digest of `trace.jsonl`, which holds the digests of the states.
         path: the folder it was read from.
     """
 
     states: States
-    meta: pd.DataFrame
-    steps: pd.DataFrame
+    step_rows: list[dict[str, Any]]
+    examples: dict[str, dict[str, Any]]
     header: dict[str, Any]
     sha256: str
     path: Path
@@ -82,7 +82,21 @@ class TraceDataset:
             raise VerificationError(
                 f"{file}: its step rows count {sum(s['state_count'] for s in steps)} states, the states hold {len(states)}"
             )
-        return cls(states, _meta(header, examples, steps), pd.DataFrame(steps), header, digest, file.parent)
+        return cls(states, steps, examples, header, digest, file.parent)
+
+    @cached_property
+    def meta(self) -> pd.DataFrame:
+        """One line a state: `row, example_id, sup_step, cycle, latent_step, site, position, is_prefix, token_in, token_true,
+        token_pred, correct, exact_final, q_halt`. Absent integers are -1; absent numbers and truths are missing.
+
+        Made when first asked for: about 100 bytes a state, where the states themselves stay on disk.
+        """
+        return _meta(self.header, self.examples, self.step_rows)
+
+    @cached_property
+    def steps(self) -> pd.DataFrame:
+        """One line a step row."""
+        return pd.DataFrame(self.step_rows)
 
     def rows(self, index: Any) -> np.ndarray:
         """Return the chosen states as a new float32 array `[n, D]`."""

@@ -19,7 +19,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 
@@ -68,13 +68,13 @@ class TraceParts:
 
         With `inline` there is no states file: each step row carries its own `states`.
         """
-        arrays = [np.load(self._files(index)[0], mmap_mode="r") for index in range(count)]
-        shards = [] if inline else _pack(arrays, shard_bytes)
+        parts = [_Stored.read(self._files(index)[0]) for index in range(count)]
+        shards = [] if inline else _pack(parts, shard_bytes)
         names = ["states.npy"] if len(shards) == 1 else [f"states-{number:05d}.npy" for number in range(len(shards))]
         for name, members in zip(names, shards, strict=True):
             write_atomic(target / name, partial(_write_npy, members))
         states = [
-            {"file": name, "rows": sum(len(part) for part in members), "sha256": sha256_file(target / name)}
+            {"file": name, "rows": sum(part.rows for part in members), "sha256": sha256_file(target / name)}
             for name, members in zip(names, shards, strict=True)
         ]
         whole = {
@@ -84,11 +84,11 @@ class TraceParts:
             "states_file": names[0] if len(names) == 1 else None,
             "states": None if inline else states,
         }
-        write_atomic(target / "trace.jsonl", partial(self._write_jsonl, whole, arrays, inline))
+        write_atomic(target / "trace.jsonl", partial(self._write_jsonl, whole, parts, inline))
         shutil.rmtree(self.folder)
         return ["trace.jsonl", *names]
 
-    def _write_jsonl(self, header: Mapping[str, Any], arrays: list[np.ndarray], inline: bool, handle: IO[bytes]) -> None:
+    def _write_jsonl(self, header: Mapping[str, Any], parts: list[_Stored], inline: bool, handle: IO[bytes]) -> None:
         digest, offset, steps = hashlib.sha256(), 0, 0
 
         def put(row: Mapping[str, Any]) -> None:
@@ -97,15 +97,16 @@ class TraceParts:
             handle.write(line)
 
         put(header)
-        for index, array in enumerate(arrays):
+        for index, part in enumerate(parts):
+            states = np.load(part.path) if inline else None
             for row in _read_rows(self._files(index)[1]):
                 if row["kind"] == "step":
-                    if inline:
-                        row["states"] = array[row["state_offset"] : row["state_offset"] + row["state_count"]].tolist()
+                    if states is not None:
+                        row["states"] = states[row["state_offset"] : row["state_offset"] + row["state_count"]].tolist()
                     row["state_offset"] += offset
                     steps += 1
                 put(row)
-            offset += len(array)
+            offset += part.rows
         handle.write(canonical_json({"kind": "end", "steps": steps, "states": offset, "sha256": digest.hexdigest()}).encode() + b"\n")
 
 
@@ -115,21 +116,39 @@ def _read_rows(path: Path) -> Iterator[dict[str, Any]]:
             yield json.loads(line)
 
 
-def _pack(arrays: list[np.ndarray], shard_bytes: int) -> list[list[np.ndarray]]:
-    shards: list[list[np.ndarray]] = [[]]
+class _Stored(NamedTuple):
+    """The states of one part: a `.npy` file whose numbers begin at `begins`. Files are joined byte by byte, never read whole."""
+
+    path: Path
+    rows: int
+    width: int
+    begins: int
+    bytes: int
+
+    @classmethod
+    def read(cls, path: Path) -> _Stored:
+        with path.open("rb") as handle:
+            np.lib.format.read_magic(handle)
+            (rows, width), _, dtype = np.lib.format.read_array_header_1_0(handle)
+            return cls(path, rows, width, handle.tell(), rows * width * dtype.itemsize)
+
+
+def _pack(parts: list[_Stored], shard_bytes: int) -> list[list[_Stored]]:
+    shards: list[list[_Stored]] = [[]]
     size = 0
-    for array in arrays:
-        if shards[-1] and size + array.nbytes > shard_bytes:
+    for part in parts:
+        if shards[-1] and size + part.bytes > shard_bytes:
             shards.append([])
             size = 0
-        shards[-1].append(array)
-        size += array.nbytes
+        shards[-1].append(part)
+        size += part.bytes
     return shards
 
 
-def _write_npy(parts: list[np.ndarray], handle: IO[bytes]) -> None:
-    rows, width = sum(len(part) for part in parts), parts[0].shape[1]
-    header = {"descr": np.lib.format.dtype_to_descr(parts[0].dtype), "fortran_order": False, "shape": (rows, width)}
-    np.lib.format.write_array_header_1_0(handle, header)
+def _write_npy(parts: list[_Stored], handle: IO[bytes]) -> None:
+    shape = (sum(part.rows for part in parts), parts[0].width)
+    np.lib.format.write_array_header_1_0(handle, {"descr": "<f4", "fortran_order": False, "shape": shape})
     for part in parts:
-        handle.write(np.ascontiguousarray(part).reshape(-1).view(np.uint8).data)
+        with part.path.open("rb") as source:
+            source.seek(part.begins)
+            shutil.copyfileobj(source, handle, 2**20)
