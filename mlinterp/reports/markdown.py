@@ -18,7 +18,9 @@ from mlinterp.result import Cell, ExperimentResult
 
 _TAME = re.compile(r"""[("'“‘]*[-+−]?[^\W_](?:[\w'’/%·.:=-]*[^\W_])?[)"'”’]*[%.,;:!?…]*|[·–—+=−-]""")
 _TRAPS = re.compile(r"://|www\.|:[^\W\d]\w*:|__", re.IGNORECASE)
-_SPLIT = re.compile(r"([|`])")
+_SPLIT = re.compile(r"([|`]|\](?=:))")
+"""What no code span may hold: the sign that ends a table cell, the one that ends a span, and `]:`, which turns a line that begins
+with a link into a definition that nobody sees."""
 _NUMBERED = re.compile(r"\d+[.)]")
 
 
@@ -117,7 +119,7 @@ def _is_tame(word: str) -> bool:
 
 def code(text: str) -> str:
     """Return text as code spans, which every renderer shows literally."""
-    parts = (f"&#{ord(part)};" if _SPLIT.fullmatch(part) else _span(part) for part in _SPLIT.split(text) if part)
+    parts = (f"&#{ord(part)};" if part in ("|", "`", "]") else _span(part) for part in _SPLIT.split(text) if part)
     return "".join(parts)
 
 

@@ -41,12 +41,14 @@ class Lab:
         self.hits = dict.fromkeys(("before it began", "while it ran", "after it"), 0)
 
     def observe(self, stage: str) -> None:
-        """Run a stage undisturbed, once, to know what it leads to and how long it takes."""
+        """Run a stage undisturbed to know what it leads to, and how long it takes when the machine is not busy with something else."""
         if stage not in self.undisturbed:
-            begun = time.monotonic()
-            run_id = self.server.do("run", self.specs[stage])
-            self.seconds[stage] = time.monotonic() - begun
-            self.undisturbed[stage] = self.found(run_id)
+            took = []
+            for _ in range(2):
+                begun = time.monotonic()
+                run_id = self.server.do("run", self.specs[stage])
+                took.append(time.monotonic() - begun)
+            self.seconds[stage], self.undisturbed[stage] = min(took), self.found(run_id)
 
     def runs(self) -> list[Any]:
         return list(self.store.client.search_runs([self.experiment], max_results=5000, order_by=["attributes.start_time ASC"]))
@@ -62,15 +64,16 @@ class Lab:
         manifest = json.loads((folder / "manifest.json").read_text())
         verify(folder, manifest)
         below = [child for child in self.runs() if child.data.tags.get("mlflow.parentRunId") == run_id]
-        volatile = {"spec.inputs", "duration", "seconds"}
+        labels = [child.data.tags["mlinterp.label"] for child in below]
+        assert len(set(labels)) == len(labels), "a step was begun twice"
         return {
             "files": workbench.finding({name: entry for name, entry in manifest["files"].items() if not (below and name == "result.json")}),
-            "metrics": {name: value for name, value in run.data.metrics.items() if not any(word in name for word in volatile)},
+            "metrics": {name: value for name, value in run.data.metrics.items() if "seconds" not in name},
             "params": run.data.params,
             "inputs": sorted((item.dataset.name, item.dataset.digest) for item in run.inputs.dataset_inputs),
             "outputs": len(run.outputs.model_outputs if run.outputs else []),
             "tags": sorted(name for name in run.data.tags if not name.startswith("mlflow.") and name != "mlinterp.opening"),
-            "below": {child.data.tags["mlinterp.label"]: self.found(child.info.run_id) for child in below},
+            "below": {label: self.found(child.info.run_id) for label, child in zip(labels, below, strict=True)},
         }
 
     def check_models(self, run_id: str) -> None:
@@ -178,9 +181,12 @@ def test_a_killed_stage_goes_on_to_the_bits_of_the_undisturbed_one(lab, stage):
 
 @pytest.mark.parametrize(("stage", "signum"), list(zip(workbench.STAGES, (*SIGNALS, signal.SIGTERM), strict=True)))
 def test_a_stage_that_is_told_to_stop_says_so_and_can_go_on(lab, stage, signum):
-    run_id, codes = lab.disturb(stage, [0.5], signum)
+    for moment in (0.5, 0.3, 0.15):  # a machine that is less busy than before may be through already
+        run_id, codes = lab.disturb(stage, [moment], signum)
+        lab.compare(stage, run_id)
+        if codes != [0]:
+            break
     assert codes == [128 + signum]
-    lab.compare(stage, run_id)
 
 
 @pytest.mark.slow

@@ -362,6 +362,10 @@ def test_reports_have_the_elements_of_a_clean_report_whatever_the_text(start):
         check_everything(payload)
 
 
+def test_a_link_named_like_a_definition_stays_a_link():
+    check_everything("]:")
+
+
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.text(st.sampled_from("|`\\<>&[]()!*_~#-+=.:/@$\n\t '\"a1\u202e"), min_size=1, max_size=24))
 def test_reports_have_the_elements_of_a_clean_report_for_any_mix_of_special_characters(text):
