@@ -78,7 +78,10 @@ class RunLife:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         """Close the run with its true status, and listen to signals no longer."""
         with self._stack, signals.deferred():
-            self._close(_status(error), error)
+            stopped = signals.behind(error)
+            self._close(_status(stopped or error), stopped or error)
+            if stopped is not None:
+                raise stopped from error
 
     def _open(self) -> None:
         client = self.store.client

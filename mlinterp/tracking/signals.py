@@ -81,5 +81,16 @@ def deferred() -> Iterator[None]:
 
 def check() -> None:
     """Raise Interrupted again where it was raised and lost: Python drops an exception that a signal raises inside a finalizer."""
-    if _listener.depth and _listener.received is not None and threading.current_thread() is threading.main_thread():
-        raise Interrupted(_listener.received)
+    if (signum := _received()) is not None:
+        raise Interrupted(signum)
+
+
+def behind(error: BaseException | None) -> Interrupted | None:
+    """Return the stop that another error took the place of: C code that is left by an exception may raise one of its own instead."""
+    signum = _received()
+    return None if error is None or isinstance(error, Interrupted) or signum is None else Interrupted(signum)
+
+
+def _received() -> int | None:
+    heard = _listener.depth and threading.current_thread() is threading.main_thread()
+    return _listener.received if heard else None

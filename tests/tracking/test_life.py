@@ -91,6 +91,17 @@ def test_a_signal_raises_interrupted_in_the_block_and_the_old_handler_comes_back
     assert run_of(store, one).info.status == "KILLED"
 
 
+def test_a_signal_that_c_code_turns_into_an_error_of_its_own_still_counts_as_a_signal(life, store):
+    with pytest.raises(Interrupted) as caught, life() as one:  # noqa: PT012
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+        except Interrupted:
+            raise ValueError("Invalid affine transformation matrix") from None
+    assert caught.value.exit_code == 128 + signal.SIGTERM
+    assert run_of(store, one).info.status == "KILLED"
+
+
 def test_a_signal_to_nested_runs_kills_the_inner_then_the_outer(life, store):
     ended = []
     with pytest.raises(Interrupted), life("study") as outer:  # noqa: PT012
