@@ -5,11 +5,12 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, cast
 
 from mlinterp.errors import TrackingError
 from mlinterp.io.text import scrub
+from mlinterp.tracking import signals
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -43,8 +44,16 @@ def _short(text: str) -> str:
     return scrub(" ".join(text.split()))[:300]
 
 
+_TRANSFERS = {"log_artifact", "log_artifacts", "log_model_artifacts", "download_artifacts"}
+"""Calls that move files, which may take as long as the files are large."""
+
+
 class _Guarded:
-    """An MlflowClient whose calls raise TrackingError where the store is out of reach."""
+    """An MlflowClient whose calls raise TrackingError where the store is out of reach.
+
+    A stopping signal waits for the end of a call, save for transfers of files: an exception in the middle of a transaction leaves the
+    database locked, against this process too.
+    """
 
     def __init__(self, client: MlflowClient, shown_uri: str) -> None:
         self._client, self._shown_uri = client, shown_uri
@@ -54,7 +63,7 @@ class _Guarded:
 
         @functools.wraps(method)
         def call(*args: Any, **kwargs: Any) -> Any:
-            with reaching(self._shown_uri):
+            with reaching(self._shown_uri), nullcontext() if name in _TRANSFERS else signals.deferred():
                 return method(*args, **kwargs)
 
         return call

@@ -69,6 +69,9 @@ def listening() -> Iterator[None]:
 @contextmanager
 def deferred() -> Iterator[None]:
     """Hold a stopping signal back until the block is over, then raise Interrupted (unless the block itself raised)."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
     _listener.deferring += 1
     try:
         yield

@@ -28,8 +28,7 @@ class Lab:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        (root / "jobs").mkdir(parents=True)
-        self.server = ForkServer(root / "jobs")
+        self.server = ForkServer(root)
         self.study = workbench.make(root)
         self.study_id = self.server.do("run", self.study)
         self.store: Store = open_store(root)

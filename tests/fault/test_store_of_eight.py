@@ -18,8 +18,7 @@ PROCESSES = 8
 
 @pytest.fixture
 def server(tmp_path):
-    (tmp_path / "jobs").mkdir()
-    server = ForkServer(tmp_path / "jobs")
+    server = ForkServer(tmp_path)
     yield server
     server.close()
 
@@ -33,7 +32,7 @@ def test_eight_fits_at_once_are_eight_versions_and_the_newest_is_the_candidate(s
     runs = {run.data.tags.get("mlinterp.label", "study"): run.info.run_id for run in store.client.search_runs([experiment])}
     fit = workbench.step("sae", runs, steps=20)
     specs = [workbench.write(study.parent / f"fit-{seed}.yaml", {**fit, "seed": seed}) for seed in range(PROCESSES)]
-    crowd = server.start("crowd", specs)
+    crowd = server.start("crowd", specs, tmp_path)
     assert crowd.answer() == [0] * PROCESSES, crowd.said()
 
     fits = store.client.search_runs([experiment], "tags.`mlinterp.kind` = 'sae_fit'")

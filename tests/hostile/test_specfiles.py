@@ -154,6 +154,10 @@ def validate(path: Path) -> tuple[int, str, str, float]:
     return code, *(stream.buffer.getvalue().decode() for stream in (out, err)), seconds  # type: ignore[attr-defined]
 
 
+PATHOLOGICAL = 5.0
+"""CPU seconds that no file of the allowed size may take, also on a slow machine; a quiet one needs less than one."""
+
+
 def holds(path: Path) -> int:
     code, out, err, seconds = validate(path)
     assert code in {0, 2}, err
@@ -164,7 +168,7 @@ def holds(path: Path) -> int:
     assert visible(line[:-1]) == line[:-1]
     assert len(line[:-1]) <= 300
     assert code == 0 or line.startswith("mlinterp: ")
-    assert seconds < 1
+    assert seconds < PATHOLOGICAL
     return code
 
 
@@ -307,7 +311,7 @@ LARGE = {
 
 
 @pytest.mark.parametrize("name", LARGE)
-def test_the_largest_files_end_within_a_second(folder: Path, name: str) -> None:
+def test_the_largest_files_end_soon(folder: Path, name: str) -> None:
     (folder / name).write_bytes(LARGE[name])
     assert len(LARGE[name]) > 100_000 or "wide" in name
     holds(folder / name)

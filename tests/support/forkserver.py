@@ -57,10 +57,10 @@ class Job:
 
 
 class ForkServer:
-    """The client's side of a server. One job at a time."""
+    """The client's side of a server for one workspace. One job at a time."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder, self._count = folder, 0
+    def __init__(self, workspace: Path) -> None:
+        self._workspace, self._count = workspace, 0
         kept = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
         single = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "MLINTERP_THREADS"), "1")
         self._process = subprocess.Popen(
@@ -70,9 +70,9 @@ class ForkServer:
     def start(self, work: str, *args: Any, die_at: int | None = None) -> Job:
         """Fork a job: one of the functions below by name. With `die_at` it kills itself before its n-th durable act."""
         self._count += 1
-        folder = self._folder / f"job-{self._count:05d}"
-        folder.mkdir()
-        self._process.stdin.write(json.dumps([work, args, die_at, str(folder)], default=str) + "\n")
+        folder = self._workspace / "jobs" / f"{self._count:05d}"
+        folder.mkdir(parents=True)
+        self._process.stdin.write(json.dumps([work, args, die_at, self._workspace, folder], default=str) + "\n")
         self._process.stdin.flush()
         return Job(self, int(self.read()), folder)
 
@@ -100,7 +100,7 @@ def run(spec: str) -> str:
     return mlinterp.run_spec(spec, again=True).run_id
 
 
-def crowd(specs: list[str]) -> list[int]:
+def crowd(specs: list[str], workspace: str) -> list[int]:
     """Run several specs at once, each in a process of its own, and return their exit codes."""
     from mlinterp.tracking.supervise import supervised
 
@@ -112,7 +112,7 @@ def crowd(specs: list[str]) -> list[int]:
     for spec in specs:
         pid = os.fork()
         if pid == 0:
-            os._exit(supervised(partial(alone, spec), Path(spec).parent))
+            os._exit(supervised(partial(alone, spec), Path(workspace)))
         workers.append(pid)
     return [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in workers]
 
@@ -173,7 +173,7 @@ class _Acts:
             os.killpg(0, signal.SIGKILL)
 
 
-def _child(work: str, args: list[Any], die_at: int | None, folder: Path) -> None:
+def _child(work: str, args: list[Any], die_at: int | None, workspace: Path, folder: Path) -> None:
     from mlinterp.tracking.supervise import supervised
 
     for signum in (signal.SIGTERM, signal.SIGHUP):
@@ -190,7 +190,7 @@ def _child(work: str, args: list[Any], die_at: int | None, folder: Path) -> None
         (folder / "answer.json").write_text(json.dumps(globals()[work](*args)))
         return 0
 
-    os._exit(supervised(task, folder))
+    os._exit(supervised(task, workspace))
 
 
 def serve() -> None:
@@ -205,12 +205,12 @@ def serve() -> None:
     code_version()  # of the code that is imported here, whatever becomes of its files
     assert threading.active_count() == 1, "only a process with one thread may fork"
     for line in sys.stdin:
-        work, args, die_at, folder = json.loads(line)
+        work, args, die_at, workspace, folder = json.loads(line)
         pid = os.fork()
         if pid == 0:
             os.setpgid(0, 0)
             try:
-                _child(work, args, die_at, Path(folder))
+                _child(work, args, die_at, Path(workspace), Path(folder))
             finally:
                 os._exit(1)
         with suppress(PermissionError):  # the child was faster
