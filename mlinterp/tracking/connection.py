@@ -44,6 +44,7 @@ def _short(text: str) -> str:
     return scrub(" ".join(text.split()))[:300]
 
 
+_LOST_RACE = re.compile(r"IntegrityError|UniqueViolation")
 _TRANSFERS = {"log_artifact", "log_artifacts", "log_model_artifacts", "download_artifacts"}
 """Calls that move files, which may take as long as the files are large."""
 
@@ -52,18 +53,26 @@ class _Guarded:
     """An MlflowClient whose calls raise TrackingError where the store is out of reach.
 
     A stopping signal waits for the end of a call, save for transfers of files: an exception in the middle of a transaction leaves the
-    database locked, against this process too.
+    database locked, against this process too. A call that lost a race for a row, which MLflow looked for and then inserted while
+    another process did the same, is made again: now it finds the row.
     """
 
     def __init__(self, client: MlflowClient, shown_uri: str) -> None:
         self._client, self._shown_uri = client, shown_uri
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
+        from mlflow.exceptions import MlflowException
+
         method = getattr(self._client, name)
 
         @functools.wraps(method)
         def call(*args: Any, **kwargs: Any) -> Any:
             with reaching(self._shown_uri), nullcontext() if name in _TRANSFERS else signals.deferred():
+                try:
+                    return method(*args, **kwargs)
+                except MlflowException as error:
+                    if not _LOST_RACE.search(str(error)):
+                        raise
                 return method(*args, **kwargs)
 
         return call

@@ -173,7 +173,6 @@ class Recorder:
     ) -> None:
         """Record a dataset that went into this run, named by the first 16 characters of `digest`."""
         from mlflow.entities import Dataset, DatasetInput, InputTag
-        from mlflow.exceptions import MlflowException
 
         dataset = Dataset(
             name=name[:500],
@@ -182,13 +181,7 @@ class Recorder:
             source=scrub(json.dumps(dict(source), sort_keys=True)),
             profile=json.dumps(dict(profile), sort_keys=True) if profile else None,
         )
-        recorded = [DatasetInput(dataset, tags=[InputTag(CONTEXT_TAG, context)])]
-        try:
-            self.client.log_inputs(self.run_id, datasets=recorded)
-        except MlflowException as error:
-            if error.error_code != "BAD_REQUEST":
-                raise
-            self.client.log_inputs(self.run_id, datasets=recorded)  # another run made the same dataset in the same instant; now it is there
+        self.client.log_inputs(self.run_id, datasets=[DatasetInput(dataset, tags=[InputTag(CONTEXT_TAG, context)])])
 
     def model_input(self, model_id: str) -> None:
         """Record a logged model that went into this run."""
