@@ -17,13 +17,57 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mlinterp.api import load_sae, load_subject, load_trace, resume_run, run_spec, validate_spec
+    from mlinterp.api import (
+        add_hypothesis,
+        close_hypothesis,
+        compare_runs,
+        export_state,
+        generate_report,
+        get_hypothesis,
+        import_state,
+        list_hypotheses,
+        load_sae,
+        load_subject,
+        load_trace,
+        reproduce_run,
+        restore_run,
+        resume_run,
+        retract_run,
+        run_spec,
+        save_report,
+        supersede_hypothesis,
+        validate_spec,
+        verify_run,
+    )
     from mlinterp.result import ExperimentResult
     from mlinterp.spec import Spec
 
 __version__ = "0.1.0"
 
-__all__ = ["ExperimentResult", "Spec", "load_sae", "load_subject", "load_trace", "resume_run", "run_spec", "validate_spec"]
+__all__ = [
+    "ExperimentResult",
+    "Spec",
+    "add_hypothesis",
+    "close_hypothesis",
+    "compare_runs",
+    "export_state",
+    "generate_report",
+    "get_hypothesis",
+    "import_state",
+    "list_hypotheses",
+    "load_sae",
+    "load_subject",
+    "load_trace",
+    "reproduce_run",
+    "restore_run",
+    "resume_run",
+    "retract_run",
+    "run_spec",
+    "save_report",
+    "supersede_hypothesis",
+    "validate_spec",
+    "verify_run",
+]
 
 _HOME = {"ExperimentResult": "mlinterp.result", "Spec": "mlinterp.spec"}
 

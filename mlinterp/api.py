@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,10 +11,18 @@ from mlinterp.progress import Reporter
 from mlinterp.spec import Spec
 
 if TYPE_CHECKING:
+    from mlinterp.comparison import Comparison
     from mlinterp.execution.summary import RunSummary
+    from mlinterp.hypotheses.ledger import Ledger
+    from mlinterp.hypotheses.records import Hypothesis
+    from mlinterp.hypotheses.staleness import Stale
+    from mlinterp.hypotheses.state_file import ResearchState
+    from mlinterp.reporting import Report
+    from mlinterp.reproduction import Reproduction
     from mlinterp.sae.model import SAE
     from mlinterp.subjects.base import Subject
     from mlinterp.tracing.dataset import TraceDataset
+    from mlinterp.verification import Verification
 
 
 def run_spec(
@@ -90,3 +99,128 @@ def load_subject(project: Path | str, name: str, weights: Path | str | None = No
 
     subject: Any = find_project(Path(project)).load_subject(name)
     return load_weights(subject, Path(weights)) if weights is not None else subject
+
+
+def add_hypothesis(claim: str, *, project: Path | str | None = None, **declared: Any) -> Hypothesis:
+    """Add a hypothesis under the project's next free id.
+
+    Args:
+        claim: what is claimed, in one sentence.
+        project: the project's folder or its name below `projects/`; the one around the working folder where it is left out.
+        declared: the other fields of `mlinterp.hypotheses.records.Declaration`, such as `prediction`, `refuted_by` or `parent`.
+    """
+    from mlinterp.hypotheses.declared import declare
+
+    return _ledger(project).add(declare({"claim": claim, **declared}))
+
+
+def list_hypotheses(*, project: Path | str | None = None) -> list[Hypothesis]:
+    """Return a project's hypotheses in the order of their ids, each judged by all evidence that there is now."""
+    return _ledger(project).all()
+
+
+def get_hypothesis(name: str, *, project: Path | str | None = None) -> Hypothesis:
+    """Return one hypothesis, judged by all evidence that there is now. Raises SpecError, with the nearest id, for an unknown one."""
+    return _ledger(project).get(name)
+
+
+def supersede_hypothesis(name: str, claim: str, *, project: Path | str | None = None, **declared: Any) -> Hypothesis:
+    """Replace a hypothesis by a new one, its child, and return that; it is about the same and judged alike unless `declared` says other."""
+    from mlinterp.hypotheses.declared import successor
+
+    ledger = _ledger(project)
+    return ledger.supersede(name, successor(ledger.get(name).declared, {"claim": claim, **declared}))
+
+
+def close_hypothesis(name: str, why: str, *, project: Path | str | None = None) -> Hypothesis:
+    """Take no more evidence for a hypothesis; where it stands stays."""
+    return _ledger(project).close(name, why)
+
+
+def retract_run(run: str, why: str, *, replaced_by: str | None = None, project: Path | str | None = None) -> list[Stale]:
+    """Withdraw a run, named by its id or the beginning of it: it is no evidence any more. Return what is stale now."""
+    return _ledger(project).retract(run, why, replaced_by)
+
+
+def restore_run(run: str, *, project: Path | str | None = None) -> list[Stale]:
+    """Take back a retraction. Return what is still stale."""
+    return _ledger(project).restore(run)
+
+
+def import_state(path: Path | str, *, project: Path | str | None = None) -> dict[str, Hypothesis]:
+    """Bring in the hypotheses of a `feature_{id}_{model}.json` of mechinterp-runner; return ours by the file's ids."""
+    from mlinterp.hypotheses.exchange import import_state as bring_in
+
+    return bring_in(_ledger(project), path)
+
+
+def export_state(feature_id: int, subject: str, *, project: Path | str | None = None) -> ResearchState:
+    """Return what is believed about one latent as mechinterp-runner keeps it; its `save(path)` writes the file."""
+    from mlinterp.hypotheses.exchange import export_state as believed
+
+    return believed(_ledger(project), feature_id, subject)
+
+
+def generate_report(reference: str, *, project: Path | str | None = None) -> Report:
+    """Return the report of a run, a study or a sweep (by the beginning of its id), or of a hypothesis (`h001`), as Markdown and HTML.
+
+    `project` is a folder or a name below `projects/`; the one around the working folder where it is left out.
+    """
+    from mlinterp.project import choose_project, find_workspace
+    from mlinterp.reporting import HYPOTHESIS, generate
+
+    if project is None and not HYPOTHESIS.fullmatch(reference):
+        return generate(reference, find_workspace("."))
+    chosen = choose_project(None if project is None else str(project))
+    return generate(reference, chosen.workspace, chosen)
+
+
+def save_report(reference: str, folder: Path | str, *, project: Path | str | None = None) -> list[Path]:
+    """Write a report's `report.md`, `report.html` and figures into a folder, and return their paths, the two reports first."""
+    return generate_report(reference, project=project).save(Path(folder))
+
+
+def compare_runs(
+    runs: Sequence[str],
+    *,
+    metrics: Sequence[str] = (),
+    everything: bool = False,
+    allow_mixed_metrics: bool = False,
+    workspace: Path | str = ".",
+) -> Comparison:
+    """Return finished runs side by side, with intervals and differences from the first; `to_frame()` makes a data frame of it.
+
+    Args:
+        runs: two or more, each by the beginning of its id.
+        metrics: which; by default those that a spec predicted, then the headline ones that all runs have.
+        everything: every number that any of the runs has.
+        allow_mixed_metrics: compare even runs whose metrics follow different definitions, and say so.
+        workspace: where their store is.
+    """
+    from mlinterp.comparison import compare
+    from mlinterp.project import find_workspace
+
+    return compare(runs, find_workspace(workspace), metrics, everything=everything, allow_mixed_metrics=allow_mixed_metrics)
+
+
+def reproduce_run(run: str, *, workspace: Path | str = ".", reporter: Reporter | None = None) -> Reproduction:
+    """Execute a finished run again from its own record and compare it with the original, number by number and file by file."""
+    from mlinterp.project import find_workspace
+    from mlinterp.reproduction import reproduce
+
+    return reproduce(run, find_workspace(workspace), reporter)
+
+
+def verify_run(run: str, *, workspace: Path | str = ".", reporter: Reporter | None = None) -> Verification:
+    """Hash a finished run's artifacts again, and those of what it contains, and compare them with what was recorded."""
+    from mlinterp.project import find_workspace
+    from mlinterp.verification import verify
+
+    return verify(run, find_workspace(workspace), reporter)
+
+
+def _ledger(project: Path | str | None) -> Ledger:
+    from mlinterp.hypotheses.ledger import Ledger
+    from mlinterp.project import choose_project
+
+    return Ledger.open(choose_project(None if project is None else str(project)))

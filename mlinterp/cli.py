@@ -16,8 +16,10 @@ import typer
 from mlinterp import __version__
 from mlinterp.command_line import CollectedError, run_app, supervise
 from mlinterp.errors import MlinterpError, SpecError
+from mlinterp.evidence_commands import add_evidence_commands
 from mlinterp.experiment_commands import AgainOption, QuietOption, SetOption, add_experiment_command, overrides
 from mlinterp.experiments import catalog
+from mlinterp.hypothesis_commands import add_hypothesis_commands
 from mlinterp.progress import Reporter, Silent
 from mlinterp.project import LoadedSpec, Project, find_project, find_workspace, load_spec
 from mlinterp.spec import Spec
@@ -115,7 +117,10 @@ def schema_command(type_name: Annotated[str | None, typer.Argument(metavar="[TYP
 @app.command("new", short_help="Write a commented spec to start from.")
 def new_command(
     type_name: Annotated[
-        str, typer.Argument(metavar="TYPE", help="An experiment type, or study.", autocompletion=lambda: [*_type_names(), "study"])
+        str,
+        typer.Argument(
+            metavar="TYPE", help="An experiment type, study or hypotheses.", autocompletion=lambda: [*_type_names(), "study", "hypotheses"]
+        ),
     ],
     output: Annotated[Path | None, typer.Option("-o", "--output", metavar="FILE", help="Write there instead of printing.")] = None,
 ) -> None:
@@ -126,6 +131,8 @@ def new_command(
       mlinterp new trace -o projects/trm_sudoku/specs/trace.yaml
 
       mlinterp new study
+
+      mlinterp new hypotheses -o projects/trm_sudoku/hypotheses.yaml
     """
     from mlinterp.io.atomic import write_text
     from mlinterp.scaffold import new_spec
@@ -255,6 +262,8 @@ def _type_names() -> list[str]:
 
 for _experiment in catalog.experiments().values():
     add_experiment_command(app, _experiment, _run_built)
+add_hypothesis_commands(app)
+add_evidence_commands(app)
 
 
 def main(argv: list[str] | None = None) -> None:

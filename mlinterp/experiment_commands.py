@@ -10,16 +10,15 @@ import inspect
 import types
 import typing
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 from pydantic.fields import FieldInfo
 
-from mlinterp.errors import SpecError, unknown
+from mlinterp.errors import SpecError
 from mlinterp.experiments.base import Experiment
 from mlinterp.io.specfile import parse_value
-from mlinterp.project import PROJECT_FILE, Project, find_project, find_workspace, override, parse_spec
+from mlinterp.project import Project, choose_project, override, parse_spec
 from mlinterp.refusals import bounds
 from mlinterp.spec import Spec
 
@@ -64,7 +63,7 @@ def add_experiment_command(app: typer.Typer, experiment: Experiment, run: Run) -
 
     def command(**given: Any) -> None:
         spec = build_spec(experiment, given)
-        run(spec, locate_project(given["project"]), given["again"], given["quiet"])
+        run(spec, choose_project(given["project"]), given["again"], given["quiet"])
 
     options = {name: option for name, info in experiment.Variables.model_fields.items() if (option := _option(name, info)) is not None}
     annotations = {**_ENVELOPE, **{f"variable_{name}": option for name, option in options.items()}}
@@ -116,17 +115,6 @@ def assignment(text: str, option: str) -> tuple[str, str]:
     if not name or not equals:
         raise SpecError(f"'{text[:80]}' is no assignment", field=option, allowed="expected NAME=VALUE")
     return name, value
-
-
-def locate_project(named: str | None) -> Project:
-    """Return the project of a folder, of a name below `projects/`, or of the working folder. Raises SpecError."""
-    if named is None or Path(named).is_dir():
-        return find_project(Path(named or "."))
-    shelf = find_workspace(Path.cwd()) / "projects"
-    names = sorted(path.parent.name for path in shelf.glob(f"*/{PROJECT_FILE}"))
-    if named in names:
-        return find_project(shelf / named)
-    raise unknown("--project", named, names, what="project")
 
 
 def _option(name: str, info: FieldInfo) -> Any:

@@ -58,7 +58,6 @@ class Project(Frozen):
     name: Name
     description: Prose = ""
     subjects: dict[Name, dict[str, Any]] = Field({})
-    hypotheses: dict[str, Any] = Field({})
     gates: dict[str, Any] = Field({})
     _document: Document = PrivateAttr()
     _configs: dict[str, BaseModel] = PrivateAttr(default_factory=dict)
@@ -187,22 +186,57 @@ def find_project(start: str | os.PathLike[str]) -> Project:
 
     Raises SpecError where there is none, and for the first thing wrong with it.
     """
+    found = _project_file(start)
+    if found is None:
+        problem = f"no {PROJECT_FILE} in {as_named(_folder(start))} or above it"
+        raise SpecError(problem, allowed="a spec lies in a project: a folder whose project.yaml has `name` and `subjects`")
+    return read_project(found)
+
+
+def choose_project(where: str | None) -> Project:
+    """Return the project that a person means.
+
+    Args:
+        where: the name of a folder below `projects/`, or a path inside a project; None: the project around the working folder, else
+            the only one below `projects/`.
+
+    Raises SpecError where none or several are meant, with the projects that there are and the nearest.
+    """
+    names, shelf = project_names(), _shelf()
+    if where in names:
+        return read_project(shelf / where / PROJECT_FILE)
+    if where is not None and not Path(where).exists():
+        raise unknown("--project", where, names, what="project")
+    if where is None and names and _project_file(".") is None:
+        if len(names) > 1:
+            raise SpecError(f"there are {len(names)} projects", field="--project", allowed=f"name one: {', '.join(names)}")
+        return read_project(shelf / names[0] / PROJECT_FILE)
+    return find_project(where or ".")
+
+
+def project_names() -> list[str]:
+    """Return the names of the projects below `projects/` in the workspace around the working folder."""
+    return sorted(path.parent.name for path in _shelf().glob(f"*/{PROJECT_FILE}"))
+
+
+def _shelf() -> Path:
+    return find_workspace(".") / "projects"
+
+
+def _project_file(start: str | os.PathLike[str]) -> Path | None:
     folder = _folder(start)
     workspace = find_workspace(folder)
     for candidate in (folder, *folder.parents):
         if (candidate / PROJECT_FILE).is_file():
-            return read_project(candidate / PROJECT_FILE)
+            return candidate / PROJECT_FILE
         if candidate == workspace:
             break
-    raise SpecError(
-        f"no {PROJECT_FILE} in {_near(folder)} or above it",
-        allowed="a spec lies in a project: a folder whose project.yaml has `name` and `subjects`",
-    )
+    return None
 
 
 def read_project(path: Path) -> Project:
     """Read and validate a project file, every subject included. Raises SpecError with file and line."""
-    document = read_document(_near(path))
+    document = read_document(as_named(path))
     try:
         project = Project.model_validate(document.data)
         configs = {name: _subject_config(name, block) for name, block in project.subjects.items()}
@@ -222,6 +256,12 @@ def find_workspace(start: str | os.PathLike[str]) -> Path:
         if (candidate / "MLproject").is_file() or (candidate / "projects").is_dir() or (candidate / "pyproject.toml").is_file():
             return candidate
     return folder
+
+
+def as_named(path: Path) -> Path:
+    """Return a path as seen from the working folder where it lies below it, since that is how people name it."""
+    here = Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) else path
 
 
 def _subject_config(name: str, block: Mapping[str, Any]) -> BaseModel:
@@ -267,9 +307,3 @@ def _index(target: Any, part: str, field: str) -> int:
 def _folder(start: str | os.PathLike[str]) -> Path:
     path = Path(start).resolve()
     return path if path.is_dir() else path.parent
-
-
-def _near(path: Path) -> Path:
-    """Return a path as seen from the working folder where it lies below it, since that is how people name it."""
-    here = Path.cwd()
-    return path.relative_to(here) if path.is_relative_to(here) else path

@@ -18,7 +18,7 @@ from pydantic import AliasChoices, BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from mlinterp.errors import SpecError, nearest
-from mlinterp.spec import Name, Reference
+from mlinterp.spec import HypothesisId, Name, Reference
 
 _KINDS = {
     "int_type": "an integer",
@@ -40,6 +40,7 @@ _BOUNDS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
 _BOUND_ERRORS = {"greater_than_equal": "ge", "greater_than": "gt", "less_than_equal": "le", "less_than": "lt"}
 _PATTERNS = {
     typing.get_args(Name)[1].pattern: "a name is 1 to 64 letters, digits, '_', '.' or '-', the first a letter or digit",
+    typing.get_args(HypothesisId)[1].pattern: "a hypothesis is h and 3 to 9 digits, such as h001",
     typing.get_args(Reference)[1].pattern: "an input is @STEP, latest, run:ID (32 hex digits) or models:/NAME@ALIAS or /VERSION",
 }
 _LENGTH_ERRORS = {"too_long", "too_short", "string_too_long", "string_too_short"}

@@ -50,12 +50,13 @@ class Figure(_Part):
     """A plot declared over one table.
 
     `line`, `scatter` and `bar` draw each column of `y` against `x` (one series for each value of `series` where given), with
-    `low`/`high` as the interval; `heatmap` draws `y[0]` over `x` (columns) and `series` (rows); `histogram` counts `x`.
+    `low`/`high` as the interval; `heatmap` draws `y[0]` over `x` (columns) and `series` (rows); `histogram` counts `x`; `parallel` draws
+    a line for each row across upright axes, `x` and then each of `y`, coloured by the last.
     """
 
     name: str = Field(pattern=r"^[a-z0-9_]{1,64}$")
     table: str
-    kind: Literal["line", "scatter", "bar", "heatmap", "histogram"]
+    kind: Literal["line", "scatter", "bar", "heatmap", "histogram", "parallel"]
     x: str
     y: list[str] = []
     series: str | None = None
@@ -68,6 +69,30 @@ class Figure(_Part):
     log_y: bool = False
     reference: float | None = None
     """A horizontal line to compare with: a control, a chance level."""
+
+
+class Estimate(_Part):
+    """What is needed to judge a number: its interval, and what it would be if there were nothing to find.
+
+    A two-sided interval at `level`; with `df` it is a Student t interval, otherwise one that is nearly normal on each side (bootstrap,
+    Wilson). `p` is the two-sided p value of the null; where it is None, it follows from the interval and `null_value`.
+    """
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+    level: float = 0.95
+    df: float | None = None
+    n: int
+    """Independent units behind the number."""
+    unit: str = "example"
+    interval: str
+    """How the interval was made, in a few words."""
+    null: str | None = None
+    """What the number is compared with, in a few words; None where there is nothing but the predicted bound."""
+    null_value: float | None = None
+    """What the number would be under the null; 0 for an effect beyond its controls."""
+    p: float | None = None
 
 
 class Aggregates(_Part):
@@ -111,6 +136,8 @@ class ExperimentResult(_Part):
     error_message: str | None = None
     metrics: dict[str, float] = {}
     """Numbers for comparison between runs, named `stage/name`; finite."""
+    estimates: dict[str, Estimate] = {}
+    """For each number of `numbers()` that a prediction can be judged by: its interval and null, under the same name."""
     aggregates: Aggregates = Aggregates()
     tables: dict[str, ResultTable] = {}
     figures: list[Figure] = []
@@ -155,6 +182,12 @@ class ExperimentResult(_Part):
         for key, value in self.diagnostics.model_dump(exclude={"warnings", "constraint_violations"}).items():
             found[f"diagnostics/{key}"] = float(value)
         return {key: value for key, value in found.items() if math.isfinite(value)}
+
+    def number_named(self, metric: str) -> tuple[str, float] | None:
+        """Return a number with its full name, or None where there is none; `stage.name` is read as `stage/name` too."""
+        found = self.numbers()
+        name = metric if metric in found else metric.replace(".", "/", 1)
+        return (name, found[name]) if name in found else None
 
     def get_summary(self) -> str:
         """Return the result in a few lines of text."""

@@ -3,9 +3,10 @@
 1. plan      the spec's type, typed variables and inputs; every refusal happens here, before a run exists
 2. reuse     the same spec on the same inputs with the same code is the same run: say so instead of computing it again
 3. open      an MLflow run whose status will be true whatever happens
-4. work      the experiment; a study runs its steps, a sweep its cells, each through these same six stages
-5. publish   result, tables, figures, report, files, model, manifest
+4. work      the experiment; a study runs its steps, a sweep its cells, each through these same stages
+5. publish   result, tables, figures, report, files, model, manifest; what was predicted beside it
 6. close     FINISHED, FAILED or KILLED, with links up and down the lineage (`tracking.life`)
+7. rule      what the run says for its hypothesis, among all evidence that there is (`execution.verdict`)
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlinterp.errors import ExperimentError, SpecError
 from mlinterp.execution import inputs as execution_inputs
+from mlinterp.execution import verdict
 from mlinterp.execution.code_version import code_version, versions
 from mlinterp.execution.composite import Composite
 from mlinterp.execution.earlier import summary_of
@@ -97,6 +99,9 @@ def resume(run_id: str, *, workspace: Path, reporter: Reporter | None = None) ->
 
     reconcile(workspace)
     recorded = queries.recorded_spec(open_store(workspace), run_id)
+    if original := recorded.tags.get("mlinterp.reproduces"):
+        problem = f"run {recorded.run_id[:12]} was to see whether run {original[:12]} comes out the same"
+        raise SpecError(problem, allowed=f"`mlinterp reproduce {original[:12]}` begins it anew")
     project, again = find_project(workspace / recorded.project_root), recorded.tags.get("mlinterp.again") == "true"
     session = Session.open(project, reporter or Silent(), again=again, experiment_id=recorded.experiment_id)
     with session.refreshed_views():
@@ -104,7 +109,7 @@ def resume(run_id: str, *, workspace: Path, reporter: Reporter | None = None) ->
 
 
 def execute(spec: Spec, session: Session, place: Place) -> RunSummary:
-    """Take one spec through the six stages."""
+    """Take one spec through the stages."""
     from mlinterp.tracking.life import RunLife
     from mlinterp.tracking.queries import find_finished
 
@@ -117,12 +122,18 @@ def execute(spec: Spec, session: Session, place: Place) -> RunSummary:
         recorder, workdir = life.recorder, session.workdir(life.run_id)
         workdir.mkdir(parents=True, exist_ok=True)
         record_question(spec, plan, recorder, workdir, place)
+        if place.original is None:
+            verdict.register(spec, session, recorder)
         result, children = work(spec, plan, session, place, recorder, workdir)
         result = complete(result, spec, plan, started)
         publish(spec, result, children, workdir, recorder)
-        log_model(result, plan.experiment, workdir, session, recorder)
+        if place.original is None:
+            log_model(result, plan.experiment, workdir, session, recorder)
         if not result.success:
             raise ExperimentError(result.error_message or "the experiment failed without a word")
+        if place.original is None:
+            verdict.judge(spec, result, recorder)
+    ruling = verdict.rule(spec, session, life.run_id) if place.original is None else None
     return RunSummary(
         run_id=life.run_id,
         run_name=life.run_name,
@@ -133,11 +144,15 @@ def execute(spec: Spec, session: Session, place: Place) -> RunSummary:
         result=result,
         children=children,
         label=place.label,
+        verdict=ruling.verdict if ruling else None,
+        ruling=ruling.text if ruling else None,
     )
 
 
 def plan_of(spec: Spec, session: Session, place: Place) -> Plan:
     """Settle a spec. Raises SpecError for the first thing wrong with it."""
+    if place.parent is None and place.run_id is None and place.original is None:
+        verdict.require_open(spec, session)
     if spec.is_study or spec.is_sweep:
         subjects = {name: session.project.subject_config(name) for name in sorted(spec.subject_names())}
         outside = {f"{label}.{role}": item.digest for label, role, item in Composite(spec).outside_inputs(session, place)}
@@ -189,7 +204,8 @@ def load_subject(spec: Spec, project: Project, inputs: Mapping[str, ResolvedInpu
 def run_name(spec: Spec, place: Place) -> str:
     """Return a run's name: its place or type, what it looks at, and a short id."""
     looked_at = f"latent {spec.feature_id}" if spec.feature_id is not None else spec.subject
-    return " · ".join(part for part in (place.label or spec.type, looked_at, (spec.id or spec.sha256())[:8]) if part)
+    again = "again" if place.original and place.parent is None else None
+    return " · ".join(part for part in (again, place.label or spec.type, looked_at, (spec.id or spec.sha256())[:8]) if part)
 
 
 def identity(spec: Spec, plan: Plan, session: Session, place: Place) -> dict[str, str]:
@@ -209,12 +225,19 @@ def identity(spec: Spec, plan: Plan, session: Session, place: Place) -> dict[str
         "mlinterp.upstream": ",".join(upstream) or None,
         "mlinterp.code_version": code_version(),
         "mlinterp.metric_version": METRIC_VERSION,
+        "mlinterp.threads": str(session.threads),
         "mlinterp.again": "true" if session.again else None,
         "mlinterp.project": session.project.name,
         "mlinterp.project_root": session.project.root.relative_to(session.workspace).as_posix(),
         "mlflow.parentRunId": place.parent,
     }
+    if place.original is not None:
+        tags |= {"mlinterp.reproduces": place.original.run_id, "mlinterp.reproduced_key": plan.key, **dict.fromkeys(_ANSWER)}
     return {name: value for name, value in tags.items() if value}
+
+
+_ANSWER = ("mlinterp.run_key", "mlinterp.hypothesis", "mlinterp.produces")
+"""Tags by which a run is found as an answer, as evidence or as the latest of its kind; one that only repeats another has none of them."""
 
 
 def record_question(spec: Spec, plan: Plan, recorder: Recorder, workdir: Path, place: Place) -> None:

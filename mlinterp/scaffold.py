@@ -14,7 +14,10 @@ from pydantic_core import to_jsonable_python
 from mlinterp.errors import SpecError
 from mlinterp.experiments import catalog
 from mlinterp.experiments.base import Experiment
+from mlinterp.hypotheses.declared import read_declared
+from mlinterp.hypotheses.records import Declaration
 from mlinterp.io.specfile import parse_value
+from mlinterp.io.text import visible
 from mlinterp.project import Project
 from mlinterp.refusals import aliases, describe
 from mlinterp.spec import Spec, Step
@@ -24,15 +27,21 @@ _CHAIN = ("subject", "trace", "sae")
 
 
 def new_spec(name: str, project: Project | None = None) -> str:
-    """Return a commented YAML spec of a type, or of a study over the usual chain. Raises SpecError for an unknown type."""
+    """Return a commented YAML spec of a type, of a study over the usual chain, or of a project's `hypotheses`.
+
+    Raises SpecError for an unknown type.
+    """
     if name == "study":
         return _study(project)
+    if name == "hypotheses":
+        return _hypotheses()
     experiment = catalog.find(name)
     data = _filled(experiment, project)
     lines = [
         f"# {experiment.summary}",
         "# Check it with `mlinterp validate FILE`, run it with `mlinterp run FILE`.",
         f"type: {experiment.type}",
+        *_evidence(project),
     ]
     for key, value in data.items():
         if key == "variables":
@@ -82,6 +91,29 @@ def _filled(experiment: Experiment, project: Project | None) -> dict[str, Any]:
     return {key: data[key] for key in [*order, *(key for key in data if key not in order)]}
 
 
+def _evidence(project: Project | None) -> Iterator[str]:
+    """Yield how a spec becomes evidence, commented out, with the hypotheses that the project declares."""
+    declared = read_declared(project) if project is not None else {}
+    yield "# What this is evidence for: a hypothesis of hypotheses.yaml, or of `mlinterp hypothesis add`."
+    yield from (f"#   {name}: {visible(' '.join(claim.claim.split()))}" for name, claim in declared.items())
+    yield f"# hypothesis: {next(iter(declared), 'h001')}"
+
+
+def _hypotheses() -> str:
+    example = {
+        "claim": "What is claimed, in one sentence.",
+        "prediction": "What should be measured if it is true.",
+        "refuted_by": "What would refute it.",
+    }
+    lines = [
+        "# The project's hypotheses; a spec names the one that it is evidence for: `hypothesis: h001`.",
+        "# Once there is evidence, only tags and notes may change: a new claim is a new hypothesis, with the old one as its parent.",
+        "h001:",
+        *_block(Declaration, example, 1),
+    ]
+    return "\n".join(lines) + "\n"
+
+
 def _study(project: Project | None) -> str:
     makers = {experiment.produces: experiment for experiment in reversed(catalog.experiments().values()) if experiment.produces}
     chain = [makers[role] for role in _CHAIN if role in makers]
@@ -94,6 +126,7 @@ def _study(project: Project | None) -> str:
         "type: study",
         *([f"subject: {_scalar(subject)}"] if subject else []),
         "description: What is asked, and what answer is expected.",
+        *_evidence(project),
         "seed: 0",
         "steps:",
     ]

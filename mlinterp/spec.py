@@ -21,6 +21,8 @@ from mlinterp.io.digests import sha256_json
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
 Prose = Annotated[str, StringConstraints(max_length=8000)]
+HypothesisId = Annotated[str, StringConstraints(pattern=r"^h[0-9]{3,9}$")]
+"""`h001`, `h002`, …: unique in a project."""
 Reference = Annotated[
     str,
     StringConstraints(
@@ -33,6 +35,9 @@ Reference = Annotated[
 
 MAX_CELLS = 1000
 """Cells of one sweep; each is a run."""
+
+MOST_PREDICTIONS = 16
+"""Predictions of one run."""
 
 SweepValue = str | int | float | bool | None | list[Any] | dict[str, Any]
 
@@ -66,11 +71,27 @@ class Outputs(Frozen):
 
 
 class Expectation(Frozen):
-    """A prediction, declared before the run."""
+    """A prediction, declared before the run.
+
+    `==` means within `tolerance` of the value. A claim that something is necessary and sufficient needs a prediction for each `role`:
+    what destroys the answer when it is taken away need not bring it back alone.
+    """
 
     metric: str = Field(max_length=250)
     op: Literal[">", ">=", "<", "<=", "=="]
     value: float
+    tolerance: float = Field(0.0, ge=0)
+    role: Literal["necessity", "sufficiency"] | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Expectation:
+        if self.tolerance and self.op != "==":
+            raise ValueError(f"tolerance belongs to `==`, not to `{self.op}`")
+        return self
+
+    def __str__(self) -> str:
+        around = f" ± {self.tolerance:g}" if self.tolerance else ""
+        return f"{self.metric} {self.op} {self.value:g}{around}"
 
 
 class Step(Frozen):
@@ -80,12 +101,13 @@ class Step(Frozen):
     type: Name
     subject: Name | None = Field(None, validation_alias=AliasChoices("subject", "model_type"))
     feature_id: int | None = Field(None, ge=0)
+    hypothesis: HypothesisId | None = Field(None, validation_alias=AliasChoices("hypothesis", "parent_hypothesis"))
     inputs: dict[Name, Reference] = Field({})
     variables: dict[str, Any] = Field({})
     dataset_slice: DatasetSlice = DatasetSlice()
     constraints: list[Name] = Field([])
     outputs: Outputs = Outputs()
-    expect: list[Expectation] = Field([])
+    expect: list[Expectation] = Field([], max_length=MOST_PREDICTIONS)
     matrix: dict[str, list[SweepValue]] = Field({})
     seed: int | None = Field(None, ge=0, lt=2**63)
     description: Prose | None = None
@@ -99,13 +121,13 @@ class Spec(Frozen):
     type: Name
     subject: Name | None = Field(None, validation_alias=AliasChoices("subject", "model_type"))
     feature_id: int | None = Field(None, ge=0)
-    hypothesis: Name | None = Field(None, validation_alias=AliasChoices("hypothesis", "parent_hypothesis"))
+    hypothesis: HypothesisId | None = Field(None, validation_alias=AliasChoices("hypothesis", "parent_hypothesis"))
     inputs: dict[Name, Reference] = Field({})
     dataset_slice: DatasetSlice = DatasetSlice()
     variables: dict[str, Any] = Field({})
     constraints: list[Name] = Field([])
     outputs: Outputs = Outputs()
-    expect: list[Expectation] = Field([])
+    expect: list[Expectation] = Field([], max_length=MOST_PREDICTIONS)
     matrix: dict[str, list[SweepValue]] = Field({}, max_length=8)
     steps: list[Step] = Field([], max_length=64)
     seed: int = Field(0, ge=0, lt=2**63)
@@ -159,9 +181,13 @@ class Spec(Frozen):
         swept = [value for value in self.matrix.get("subject", []) if isinstance(value, str)]
         return {name for name in [self.subject, *swept, *(step.subject for step in self.steps)] if name}
 
+    def hypotheses(self) -> set[str]:
+        """Return every hypothesis that this spec or a step of it is evidence for."""
+        return {name for name in [self.hypothesis, *(step.hypothesis for step in self.steps)] if name}
+
     def sha256(self) -> str:
-        """Return the digest of what is asked: the canonical JSON without the id and the date."""
-        return sha256_json(self.model_dump(mode="json", exclude={"id", "created_at"}))
+        """Return the digest of what is asked: the canonical JSON without id, date and defaults, so that a new field changes no digest."""
+        return sha256_json(self.model_dump(mode="json", exclude={"id", "created_at"}, exclude_defaults=True))
 
     def step_spec(self, step: Step) -> Spec:
         """Return a study's step as a spec of its own."""
@@ -170,8 +196,11 @@ class Spec(Frozen):
         return Spec.model_validate({**{k: v for k, v in inherited.items() if v is not None}, **own})
 
     def cells(self) -> Iterator[tuple[dict[str, SweepValue], Spec]]:
-        """Yield each cell of a sweep with its spec. A key is `seed`, `subject`, `feature_id` or a path below `variables`."""
-        base = self.model_dump(exclude={"matrix", "id"})
+        """Yield each cell of a sweep with its spec. A key is `seed`, `subject`, `feature_id` or a path below `variables`.
+
+        The sweep as a whole was predicted about, so no cell is a test of its own.
+        """
+        base = self.model_dump(exclude={"matrix", "id", "expect"})
         for values in itertools.product(*self.matrix.values()):
             cell = dict(zip(self.matrix, values, strict=True))
             data: dict[str, Any] = {**base, "variables": _deep_copy(base["variables"])}

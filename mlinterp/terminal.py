@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any, TextIO
 from mlinterp.io.text import scrub, visible
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, RenderableType
     from rich.progress import Progress, TaskID
+    from rich.text import Text
 
     from mlinterp.execution.summary import RunSummary
 
@@ -140,14 +141,25 @@ def _clock(seconds: float) -> str:
 def show_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], title: str | None = None) -> None:
     """Print a table to stdout."""
     from rich.table import Table
+
+    table = Table(title=safe(title) if title else None, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(safe(column), overflow="fold")
+    for row in rows:
+        table.add_row(*map(safe, row))
+    show(table)
+
+
+def safe(cell: Any, style: str = "") -> Text:
+    """Return a value as text without markup that is safe to show; what is such a text stays as it is."""
     from rich.text import Text
 
-    table = Table(title=Text(visible(title)) if title else None, title_justify="left", box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        table.add_column(Text(visible(column)), overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(visible(_text(cell))) for cell in row))
-    _console(sys.stdout).print(table)
+    return cell if isinstance(cell, Text) else Text(visible(_text(cell)), style)
+
+
+def show(what: RenderableType) -> None:
+    """Print what is made of `safe` texts to stdout."""
+    _console(sys.stdout).print(what)
 
 
 def show_summary(summary: RunSummary) -> None:
@@ -155,6 +167,7 @@ def show_summary(summary: RunSummary) -> None:
     show_table(
         ["run", "status", "numbers"], [(_name(summary, depth), _status(summary), _headline(summary)) for depth, summary in _family(summary)]
     )
+    show_lines(f"{child.label or child.run_name}: {child.ruling}" for _, child in _family(summary) if child.ruling)
     for warning in (summary.result.diagnostics.warnings if summary.result else [])[:10]:
         show_lines([f"warning: {warning}"])
     server = summary.store_uri if summary.store_uri.startswith(("http://", "https://")) else None
@@ -182,7 +195,8 @@ def _name(summary: RunSummary, depth: int) -> str:
 
 
 def _status(summary: RunSummary) -> str:
-    return f"{summary.status}, as before" if summary.reused else summary.status
+    verdict = f", {summary.verdict}" if summary.verdict else ""
+    return summary.status + (", as before" if summary.reused else "") + verdict
 
 
 def _headline(summary: RunSummary) -> str:

@@ -4,6 +4,7 @@
 2. variables  valid in the type's own model
 3. inputs     roles that the type takes, the required ones present; `@step` names a step that produces the role
 4. subject    a name from the project, where the type needs one
+5. hypothesis one that the project's `hypotheses.yaml` declares is known; any other is looked up when the spec runs
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pydantic import ValidationError
 from mlinterp.errors import SpecError
 from mlinterp.execution.inputs import check_roles
 from mlinterp.experiments import catalog
+from mlinterp.hypotheses.declared import read_declared
 from mlinterp.io.digests import canonical_json
 from mlinterp.project import LoadedSpec, Project
 from mlinterp.refusals import from_validation
@@ -38,6 +40,7 @@ class Checked:
         n_steps: steps of a study; 1 for any other spec.
         n_cells: runs that hold an experiment: cells of sweeps count, their parents do not.
         sha256: digest of what is asked.
+        looked_up: the hypotheses of which only the store can say whether there are such.
     """
 
     type: str
@@ -45,12 +48,14 @@ class Checked:
     n_steps: int
     n_cells: int
     sha256: str
+    looked_up: tuple[str, ...] = ()
 
     def line(self) -> str:
         """Return the outcome in one line."""
         shape = [f"{self.n_steps} steps"] if self.type == "study" else []
         shape += [f"{self.n_cells} {'cell' if self.n_cells == 1 else 'cells'}"]
-        return "  ".join([self.type, ", ".join(self.subjects) or "no subject", *shape, self.sha256[:12]])
+        later = [f"hypothesis {name}: looked up when it runs" for name in self.looked_up]
+        return "  ".join([self.type, ", ".join(self.subjects) or "no subject", *shape, self.sha256[:12], *later])
 
 
 def check(loaded: LoadedSpec, project: Project) -> Checked:
@@ -73,7 +78,8 @@ def check_spec(spec: Spec, project: Project) -> Checked:
             _check_wiring(step, spec)
     kind = spec.type if spec.is_study else catalog.find(spec.type).type
     subjects = sorted({run.spec.subject for run in runs if run.spec.subject})
-    return Checked(kind, tuple(subjects), len(spec.steps) or 1, len(runs), spec.sha256())
+    looked_up = sorted(spec.hypotheses() - read_declared(project).keys())
+    return Checked(kind, tuple(subjects), len(spec.steps) or 1, len(runs), spec.sha256(), tuple(looked_up))
 
 
 class _Run(NamedTuple):

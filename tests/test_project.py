@@ -11,7 +11,7 @@ import pytest
 
 import mlinterp.errors
 from mlinterp.errors import SpecError, UnsafeError
-from mlinterp.project import Project, find_project, find_workspace, load_spec, override
+from mlinterp.project import Project, choose_project, find_project, find_workspace, load_spec, override
 
 PROJECT = """\
 name: small
@@ -22,8 +22,6 @@ subjects:
     kind: factory
     factory: subject.py:build
     options: {width: 3}
-hypotheses:
-  h1: {claim: it works}
 gates: {}
 """
 FACTORY = """\
@@ -82,12 +80,36 @@ def test_a_project_is_found_from_its_specs_and_from_its_folder(root: Path) -> No
     for start in (root / "specs" / "trace.yaml", root / "specs", root, root / "project.yaml"):
         project = find_project(start)
         assert (project.name, project.root, project.workspace) == ("small", root, root.parents[1])
-    assert project.hypotheses == {"h1": {"claim": "it works"}}
 
 
 def test_a_project_is_found_from_a_relative_path(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(root / "specs")
     assert find_project("trace.yaml").root == root
+
+
+def test_a_project_is_chosen_by_name_by_path_or_by_place(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(root / "specs")
+    for where in ("small", str(root), "trace.yaml", "..", None):
+        assert choose_project(where).root == root
+    with pytest.raises(SpecError, match=r"^--project: unknown project 'smal'; allowed: small; did you mean 'small'\?$"):
+        choose_project("smal")
+
+
+def test_from_the_workspace_the_only_project_is_meant_and_of_several_none(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(root.parents[1])
+    assert choose_project(None).name == "small"
+    other = root.parent / "other"
+    other.mkdir()
+    (other / "project.yaml").write_text("name: other\n")
+    assert choose_project("other").name == "other"
+    with pytest.raises(SpecError, match=r"^--project: there are 2 projects; name one: other, small$"):
+        choose_project(None)
+    (root.parents[1] / "small").mkdir()
+    assert choose_project("small").root == root
+    for folder in (root, other):
+        (folder / "project.yaml").unlink()
+    with pytest.raises(SpecError, match=r"no project\.yaml in "):
+        choose_project(None)
 
 
 def test_the_search_ends_at_the_workspace(root: Path) -> None:
@@ -136,7 +158,7 @@ def test_an_unknown_subject_is_refused_with_the_nearest_name(root: Path) -> None
         (
             "gates: {}",
             "gate: {}",
-            ":11: gate: unknown key 'gate'; allowed: name, description, subjects, hypotheses, gates; did you mean 'gates'?",
+            ":9: gate: unknown key 'gate'; allowed: name, description, subjects, gates; did you mean 'gates'?",
         ),
         (
             "kind: trm",

@@ -28,4 +28,6 @@ def summary_of(run: Run, session: Session, label: str | None = None) -> RunSumma
         children=[summary_of(child, session, child.data.tags.get("mlinterp.label")) for child in below],
         label=label,
         error=run.data.tags.get("mlinterp.error"),
+        verdict=run.data.tags.get("mlinterp.verdict"),
+        ruling=run.data.tags.get("mlinterp.ruling"),
     )

@@ -11,6 +11,7 @@ from mlinterp.errors import ExperimentError
 from mlinterp.execution.session import Session
 from mlinterp.execution.summary import RunSummary
 from mlinterp.experiments.base import Experiment
+from mlinterp.hypotheses.judging import judge
 from mlinterp.io.atomic import write_bytes
 from mlinterp.io.manifest import write_manifest
 from mlinterp.reports import html, markdown
@@ -50,16 +51,22 @@ def publish(spec: Spec, result: ExperimentResult, children: Sequence[RunSummary]
 
 def reports(spec: Spec, result: ExperimentResult, children: Sequence[RunSummary], figures: Mapping[str, bytes]) -> dict[str, str]:
     """Return the report's files: a run's own, or a study's or sweep's with its children in brief."""
-    asked = spec.model_dump(mode="json", exclude_none=True)
+    asked, judged = spec.model_dump(mode="json", exclude_none=True), judge(spec.expect, result)
     if not (spec.is_study or spec.is_sweep):
-        return {"report.md": markdown.run_markdown(result, asked=asked), "report.html": html.run_html(result, figures=figures, asked=asked)}
+        return {
+            "report.md": markdown.run_markdown(result, asked=asked, judged=judged),
+            "report.html": html.run_html(result, figures=figures, asked=asked, judged=judged),
+        }
     below = [Child(child.label or child.run_name, child.result, child.links, child.status, child.error) for child in children]
     if spec.is_study:
         return {
-            "report.md": markdown.study_markdown(result, below, asked=asked),
-            "report.html": html.study_html(result, below, asked=asked),
+            "report.md": markdown.study_markdown(result, below, asked=asked, judged=judged),
+            "report.html": html.study_html(result, below, asked=asked, judged=judged),
         }
-    return {"report.md": markdown.sweep_markdown(result, below, asked=asked), "report.html": html.sweep_html(result, below, asked=asked)}
+    return {
+        "report.md": markdown.sweep_markdown(result, below, asked=asked, judged=judged),
+        "report.html": html.sweep_html(result, below, asked=asked, judged=judged),
+    }
 
 
 def log_model(result: ExperimentResult, experiment: Experiment | None, workdir: Path, session: Session, recorder: Recorder) -> None:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ from mlinterp.progress import Reporter
 from mlinterp.project import Project
 
 if TYPE_CHECKING:
+    from mlinterp.hypotheses.ledger import Ledger
     from mlinterp.tracking.store import Store
 
 
@@ -51,6 +53,13 @@ class Session:
         threads = int(os.environ.get("MLINTERP_THREADS", "1"))
         return cls(project, store, experiment, reporter, again, threads)
 
+    @cached_property
+    def ledger(self) -> Ledger:
+        """The project's hypotheses, opened when a spec first names one."""
+        from mlinterp.hypotheses.ledger import Ledger
+
+        return Ledger.open(self.project, self.store, self.experiment_id)
+
     @property
     def workspace(self) -> Path:
         """The folder that holds the store and what runs leave behind."""
@@ -77,6 +86,21 @@ class Session:
 
 
 @dataclass(frozen=True)
+class Original:
+    """A recorded run that is executed again: what it really took, whatever `latest` or an alias may mean by now.
+
+    Attributes:
+        run_id: the run.
+        inputs: what it took from outside of what is executed again, by role.
+        children: the runs of its steps or cells, by label.
+    """
+
+    run_id: str
+    inputs: Mapping[str, ResolvedInput] = field(default_factory=dict)
+    children: Mapping[str, Original] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Place:
     """Where a run stands among others.
 
@@ -87,6 +111,8 @@ class Place:
         given: inputs that are already at hand, by role.
         run_id: the run to go on with, where it was interrupted.
         document: the spec as it was written, and the suffix of its file.
+        original: the run that is executed again to see whether it comes out the same; such a run is no evidence, and neither `latest` nor
+            the registry knows of it.
     """
 
     parent: str | None = None
@@ -95,7 +121,12 @@ class Place:
     given: Mapping[str, ResolvedInput] = field(default_factory=dict)
     run_id: str | None = None
     document: tuple[bytes, str] | None = None
+    original: Original | None = None
 
     def child(self, parent: str, label: str, outputs: Mapping[str, RunSummary] | None = None, run_id: str | None = None) -> Place:
         """Return the place of a child."""
-        return replace(self, parent=parent, label=label, outputs=outputs or {}, given={}, run_id=run_id, document=None)
+        original = self.original.children.get(label, Original("")) if self.original else None
+        given = original.inputs if original else {}
+        return replace(
+            self, parent=parent, label=label, outputs=outputs or {}, given=given, run_id=run_id, document=None, original=original
+        )

@@ -23,6 +23,8 @@ class RunSummary:
         children: the runs of a study's steps or a sweep's cells, in order.
         label: the step's or cell's name inside its parent.
         error: one line, where it failed.
+        verdict: supports, refutes or inconclusive, where something was predicted.
+        ruling: the verdict with its test, interval and null, in one line.
     """
 
     run_id: str
@@ -36,6 +38,8 @@ class RunSummary:
     children: list[RunSummary] = field(default_factory=list)
     label: str | None = None
     error: str | None = None
+    verdict: str | None = None
+    ruling: str | None = None
 
     @property
     def n_failed(self) -> int:

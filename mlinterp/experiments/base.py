@@ -85,6 +85,8 @@ class Experiment:
         inputs: role to True where the input is required.
         needs_subject: whether the spec must name a subject.
         produces: the role its output plays as another step's input (`subject`, `trace`, `sae`), if any.
+        headlines: metrics that a sweep over it is read by, where a run has them.
+        frontiers: pairs of metrics that trade against each other: a sweep draws the second against the first.
     """
 
     type: str
@@ -97,3 +99,5 @@ class Experiment:
     inputs: Mapping[str, bool] = field(default_factory=dict)
     needs_subject: bool = True
     produces: str | None = None
+    headlines: tuple[str, ...] = ()
+    frontiers: tuple[tuple[str, str], ...] = ()

@@ -196,4 +196,5 @@ EXPERIMENT = Experiment(
     modes=("interventional",),
     inputs={"sae": False, "trace": False, "subject": False},
     example=_EXAMPLE,
+    headlines=("top/control_effect", "top/effect", "top/adjusted_effect"),
 )

@@ -133,7 +133,11 @@ class SAEFitVariables(Variables):
 
 def run(context: Context) -> ExperimentResult:
     """Choose and split rows, fit, save, judge."""
+    import numpy as np
+
+    from mlinterp.estimates import record
     from mlinterp.sae.checkpoint import save_sae
+    from mlinterp.sae.estimates import sae_estimates
     from mlinterp.sae.evaluation import evaluate
     from mlinterp.sae.module import fit_sae
     from mlinterp.sae.selection import choose_rows, evenly, split_by_example
@@ -159,7 +163,8 @@ def run(context: Context) -> ExperimentResult:
         checkpoint_every=variables.checkpoint_every,
     )
     written = save_sae(sae, context.workdir, trace_sha256=trace.sha256)
-    held_out = evaluate(sae, trace, split.validation, n_top=CANDIDATES * variables.n_top_contexts)
+    owners = np.unique(trace.meta["example_id"].to_numpy(dtype=str)[split.validation], return_inverse=True)[1]
+    held_out = evaluate(sae, trace, split.validation, examples=owners, n_top=CANDIDATES * variables.n_top_contexts)
     seen = evaluate(sae, trace, evenly(split.train, len(split.validation)))
     result = ExperimentResult(files=[name for file in written for name in (file, f"{file}.sha256")], model_file="sae.safetensors")
     _report_reconstruction(result, held_out, seen)
@@ -167,6 +172,7 @@ def run(context: Context) -> ExperimentResult:
     substitution = _substitute(result, variables, context, trace, rows, split, sae, subject)
     _report_latents(result, held_out, trace, subject, variables.n_top_contexts)
     _write_metrics(result, context, split, held_out, seen, controls, substitution, time.monotonic() - started)
+    record(result, sae_estimates(held_out, controls.get("control/random_dictionary_fve"), substitution, context.seed))
     return result
 
 
@@ -370,6 +376,8 @@ EXPERIMENT = Experiment(
     inputs={"trace": True, "subject": False},
     needs_subject=False,
     produces="sae",
+    headlines=("sae/l0", "sae/frac_dead", "substitution/ce_loss_recovered", "sae/fvu"),
+    frontiers=(("sae/l0", "sae/fvu"), ("sae/l0", "substitution/ce_loss_recovered")),
     example={
         "subject": "NAME",
         "inputs": {"trace": "latest"},

@@ -23,6 +23,7 @@ class SubjectFitVariables(Variables):
 
 def run(context: Context) -> ExperimentResult:
     """Train from the newest checkpoint (or from scratch), keep the weights, report the learning curve."""
+    from mlinterp.estimates import means, record
     from mlinterp.subjects.fit import CHUNK, SubjectFit, save_subject
     from mlinterp.trainer import fit
 
@@ -51,6 +52,7 @@ def run(context: Context) -> ExperimentResult:
                 y_label=name,
             )
         )
+    record(result, {f"subject/{name}": estimate for name, estimate in means(objective.scores(), context.seed).items()})
     return result
 
 
@@ -68,5 +70,6 @@ EXPERIMENT = Experiment(
     run=run,
     inputs={},
     produces="subject",
+    headlines=("subject/ce_loss", "subject/token_acc", "subject/exact"),
     example={"subject": "NAME", "variables": {"steps": 1000}},
 )

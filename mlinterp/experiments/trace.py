@@ -91,7 +91,7 @@ def run(context: Context) -> ExperimentResult:
         edit=edit,
         edited_sites={address.site for address in edited},
     )
-    result = _summary(TraceDataset.load(context.workdir), done.files, done.dropped)
+    result = _summary(TraceDataset.load(context.workdir), done.files, done.dropped, context.seed)
     return result if edit is None else result.model_copy(update={"mode": "interventional"})
 
 
@@ -113,8 +113,13 @@ def _editing(context: Context, subject: Subject) -> tuple[Sequence[Address], Cal
     return editor_of(subject, sae, sae.config.site, block)
 
 
-def _summary(trace: Any, files: list[str], dropped: int) -> ExperimentResult:
+def _summary(trace: Any, files: list[str], dropped: int, seed: int) -> ExperimentResult:
+    import numpy as np
+
+    from mlinterp.estimates import PerExample, means, record
+
     result = ExperimentResult(files=files)
+    answers: dict[str, PerExample] = {}
     steps = trace.steps
     result.metrics = {
         "trace/n_states": float(len(trace)),
@@ -126,7 +131,9 @@ def _summary(trace: Any, files: list[str], dropped: int) -> ExperimentResult:
     for address, group in steps.groupby(keys, dropna=False, sort=False):
         row = {key: (None if value is None or value != value else value) for key, value in zip(keys, address, strict=True)}
         row = {key: int(value) if isinstance(value, float) else value for key, value in row.items()}
-        exact, acc = group["exact"].dropna().astype(float), group["token_acc"].dropna().astype(float)
+        exact, acc = (group[name].dropna().to_numpy(dtype=float) for name in ("exact", "token_acc"))
+        if len(exact):  # what stands is the last answer read out
+            answers = {f"trace/{name}": PerExample(v, np.ones(len(v)), is_share=True) for name, v in (("exact", exact), ("token_acc", acc))}
         rows.append(
             {
                 "evaluation": len(rows),
@@ -186,6 +193,7 @@ def _summary(trace: Any, files: list[str], dropped: int) -> ExperimentResult:
     result.diagnostics.n_contexts_tested = int(trace.header["n_examples"])
     if dropped:
         result.diagnostics.warnings.append(f"{dropped} states were NaN or infinite and left out")
+    record(result, means(answers, seed))
     return result
 
 
@@ -197,5 +205,6 @@ EXPERIMENT = Experiment(
     modes=("observational", "interventional"),
     inputs={"subject": False, "sae": False},
     produces="trace",
+    headlines=("trace/exact", "trace/token_acc"),
     example={"subject": "NAME", "variables": {"sites": ["z_L", "z_H"], "examples": {"split": "test", "n": 256}}},
 )

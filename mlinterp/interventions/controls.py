@@ -18,6 +18,11 @@ MATCHED = ("random_feature", "matched_frequency", "random_direction")
 """Controls of equal size: the effect that any such edit has."""
 
 
+def matched(outcome: str) -> tuple[str, ...]:
+    """Return the kinds of controls that an effect on an outcome is compared with; for agreement, patches from other examples too."""
+    return (*MATCHED, "shuffled_source") if outcome == "agreement" else MATCHED
+
+
 def random_latents(
     alive: Sequence[int], excluded: Collection[int], size: int, draws: int, rng: np.random.Generator
 ) -> list[tuple[int, ...]]:

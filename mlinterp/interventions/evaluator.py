@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from mlinterp.determinism import numpy_stream
-from mlinterp.interventions.controls import MATCHED
+from mlinterp.interventions.controls import matched
 from mlinterp.interventions.outcomes import VALUES
 from mlinterp.interventions.plan import Intervention, Plan
 from mlinterp.stats import Interval, benjamini_hochberg, bootstrap_intervals, control_adjusted, sign_flip_p, single_case_p
@@ -172,7 +172,7 @@ class Evaluator:
 
     def effects(self, plan: Plan, recorded: Recorded) -> dict[str, Effect]:
         """Return the effect of every intervention that was applied, by its id."""
-        kinds = (*MATCHED, "shuffled_source") if self.primary == "agreement" else MATCHED
+        kinds = matched(self.primary)
         applied, changes, controls = [], [], []
         for intervention in plan.interventions:
             source = plan.source_of(intervention)

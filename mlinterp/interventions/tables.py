@@ -5,6 +5,8 @@ from __future__ import annotations
 import statistics
 from typing import Any
 
+from mlinterp.estimates import record
+from mlinterp.interventions.estimates import largest, report_estimates
 from mlinterp.result import Aggregates, ExperimentResult, Figure
 
 _SHOWN = ("exact", "token_acc", "margin", "log_prob", "kl", "agreement")
@@ -32,7 +34,7 @@ def fill_result(result: ExperimentResult, report: dict[str, Any]) -> ExperimentR
         _add_effects(result, applied, report["primary_outcome"])
         _add_addresses(result, items, report["primary_outcome"])
     if applied:
-        top = max((item["effect"] for item in applied), key=lambda effect: abs(effect["adjusted_effect"]))
+        top = largest(applied)["effect"]
         result.metrics = {f"top/{name}": top[name] for name in ("adjusted_effect", "effect", "control_effect", "p_adj")}
     for item in applied:
         effect = item["effect"]
@@ -45,6 +47,7 @@ def fill_result(result: ExperimentResult, report: dict[str, Any]) -> ExperimentR
     result.aggregates = _aggregates([item["effect"]["effect"] for item in applied], report["baseline"]["n"])
     result.diagnostics.n_contexts_tested = report["baseline"]["n"]
     result.diagnostics.warnings += report["warnings"]
+    record(result, report_estimates(report))
     return result
 
 

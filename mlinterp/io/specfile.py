@@ -80,15 +80,15 @@ class Document:
         return error.at(str(self.path), self.line(error.field))
 
 
-def read_document(path: str | os.PathLike[str]) -> Document:
-    """Read a spec or project file. Raises SpecError with file and line for whatever is wrong with it."""
+def read_document(path: str | os.PathLike[str], max_bytes: int = MAX_BYTES) -> Document:
+    """Read a declared file. Raises SpecError with file and line for whatever is wrong with it."""
     path = Path(path)
     read = _READERS.get(path.suffix.lower())
     if read is None:
         allowed = f"allowed: {', '.join(_READERS)}"
         raise SpecError(f"'{path.suffix}' is no format of a spec", allowed=allowed, nearest=nearest(path.suffix, _READERS), file=str(path))
     try:
-        content = _read_bytes(path)
+        content = _read_bytes(path, max_bytes)
         builder = _Builder()
         read(_decode(content), builder)
         if not isinstance(builder.value, dict):
@@ -115,7 +115,7 @@ def parse_value(text: str) -> Any:
     return builder.value
 
 
-def _read_bytes(path: Path) -> bytes:
+def _read_bytes(path: Path, max_bytes: int) -> bytes:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
@@ -124,9 +124,9 @@ def _read_bytes(path: Path) -> bytes:
         os.close(descriptor)
         raise SpecError("is not a regular file")
     with open(descriptor, "rb") as handle:
-        content = handle.read(MAX_BYTES + 1)
-    if len(content) > MAX_BYTES:
-        raise SpecError(f"is larger than {MAX_BYTES // 1024} KiB", allowed="a spec declares; data belong into the project's files")
+        content = handle.read(max_bytes + 1)
+    if len(content) > max_bytes:
+        raise SpecError(f"is larger than {max_bytes // 1024} KiB", allowed="a spec declares; data belong into the project's files")
     return content
 
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from mlinterp.reports.document import Block, Document, Facts, Heading, Link, Links, Notice, Rows, link, shown
-from mlinterp.reports.sections import ROWS, lineage, opening, pictures, provenance, table_blocks, title, warnings
+from mlinterp.reports import verdicts
+from mlinterp.reports.document import Block, Document, Heading, Link, Links, Notice, Rows, link, shown
+from mlinterp.reports.sections import ROWS, headline, lineage, opening, pictures, provenance, table_blocks, title, warnings
 from mlinterp.result import Cell, ExperimentResult, ResultTable
+
+if TYPE_CHECKING:
+    from mlinterp.hypotheses.records import Judgement, Ruling
 
 STEP_ROWS, STEP_METRICS = 5, 4
 
@@ -15,7 +19,8 @@ STEP_ROWS, STEP_METRICS = 5, 4
 class Child(NamedTuple):
     """One step of a study or one cell of a sweep.
 
-    `label` is its name inside its parent, `result` None where it failed, `links` what to open by title (the first is its run).
+    `label` is its name inside its parent, `result` None where it failed, `links` what to open by title (the first is its run),
+    `ruling` what it says among all evidence, where that is known.
     """
 
     label: str
@@ -23,32 +28,49 @@ class Child(NamedTuple):
     links: Mapping[str, str] = {}
     status: str = "FINISHED"
     error: str | None = None
+    ruling: Ruling | None = None
 
 
 Children = Sequence[Child | tuple[str, ExperimentResult | None, Mapping[str, str]]]
 
 
-def study_document(result: ExperimentResult, steps: Children, links: Mapping[str, str] | None, asked: Mapping[str, Any] | None) -> Document:
+def study_document(
+    result: ExperimentResult,
+    steps: Children,
+    links: Mapping[str, str] | None,
+    asked: Mapping[str, Any] | None,
+    judged: Sequence[Judgement] = (),
+    ruling: Ruling | None = None,
+) -> Document:
     """Return a study's report: its steps as a table, what it found itself, then each step in brief."""
     children = [Child(*step) for step in steps]
-    blocks: list[Block] = [*opening(result, asked), Heading("Steps"), _overview("step", children)]
+    blocks: list[Block] = [*opening(result, asked, judged, ruling), *verdicts.verdict(ruling, result.hypothesis)]
+    blocks += [Heading("Steps"), _overview("step", children)]
     blocks += warnings(_without_echo(result, children))
-    blocks += _own(result, without={"steps"})
+    blocks += _own(result, without={"steps", "estimates"})
     for child in children:
         blocks += _brief(child)
     return Document(title(result), [*blocks, *lineage(links), *provenance(result)])
 
 
-def sweep_document(result: ExperimentResult, cells: Children, links: Mapping[str, str] | None, asked: Mapping[str, Any] | None) -> Document:
+def sweep_document(
+    result: ExperimentResult,
+    cells: Children,
+    links: Mapping[str, str] | None,
+    asked: Mapping[str, Any] | None,
+    judged: Sequence[Judgement] = (),
+    ruling: Ruling | None = None,
+) -> Document:
     """Return a sweep's report: each setting's mean over seeds with its 95 % interval, the figures, then every cell.
 
-    Means come from the result's `summary` table: one row a setting and metric, with `mean`, `low`, `high` and `n_seeds`.
+    Means come from the result's `settings` table: one row a setting, beside each main metric its `low` and `high`.
     """
     children = [Child(*cell) for cell in cells]
-    blocks: list[Block] = [*opening(result, asked), Heading("What came out")]
-    if "summary" in result.tables:
-        blocks.append(_means(result.tables["summary"]))
-    blocks += [*warnings(result), *_own(result, without={"summary", "cells", *(figure.table for figure in result.figures)})]
+    blocks: list[Block] = [*opening(result, asked, judged, ruling), *verdicts.verdict(ruling, result.hypothesis)]
+    blocks.append(Heading("What came out"))
+    if "settings" in result.tables:
+        blocks.append(_means(result.tables["settings"]))
+    blocks += [*warnings(result), *_own(result, without={"settings", "summary", "cells", "estimates"})]
     blocks += [Heading("Cells"), _overview("cell", children)]
     return Document(f"{title(result)} · sweep", [*blocks, *lineage(links), *provenance(result)])
 
@@ -62,12 +84,16 @@ def _without_echo(result: ExperimentResult, children: Sequence[Child]) -> Experi
 
 def _overview(noun: str, children: Sequence[Child]) -> Rows:
     rows: list[tuple[Cell | Link, ...]] = []
+    judged = any(child.ruling for child in children)
     for child in children:
         first = next(iter(child.links.items()), None)
         name = link(child.label, first[1]) if first else child.label
         result = child.result
-        rows.append((name, result.experiment_type if result else None, result.mode if result else None, child.status, _headline(child)))
-    return Rows((noun, "type", "mode", "status", "headline"), tuple(rows))
+        said = [verdicts.brief(child.ruling)] if judged else []
+        rows.append(
+            (name, result.experiment_type if result else None, result.mode if result else None, child.status, *said, _headline(child))
+        )
+    return Rows((noun, "type", "mode", "status", *(["verdict"] if judged else []), "headline"), tuple(rows))
 
 
 def _headline(child: Child) -> str | None:
@@ -76,18 +102,19 @@ def _headline(child: Child) -> str | None:
     return ", ".join(f"{name} {shown(value)}" for name, value in list(child.result.metrics.items())[:STEP_METRICS]) or None
 
 
-def _means(summary: ResultTable) -> Rows:
-    """Turn one row a (setting, metric) into one row a setting, a column a metric."""
-    keys = [name for name in summary.columns if name not in ("metric", "mean", "low", "high", "n_seeds")]
-    metrics = list(dict.fromkeys(str(row.get("metric")) for row in summary.rows))
-    settings: dict[tuple[Cell, ...], dict[str, Cell]] = {}
-    for row in summary.rows:
-        cell = settings.setdefault(tuple(row.get(key) for key in keys), {})
-        interval = f" ({shown(row.get('low'))} to {shown(row.get('high'))})" if row.get("low") is not None else ""
-        cell[str(row.get("metric"))] = f"{shown(row.get('mean'))}{interval}"
-        cell["n_seeds"] = row.get("n_seeds")
-    rows = tuple((*setting, cell.get("n_seeds"), *(cell.get(name) for name in metrics)) for setting, cell in settings.items())
-    return Rows((*keys, "seeds", *metrics), rows, "mean over seeds (95 % interval); no interval where there is one seed")
+def _means(settings: ResultTable) -> Rows:
+    """Return a row for each setting, each main metric with its interval in one cell."""
+    metrics = [name for name in settings.columns if f"{name} low" in settings.columns]
+    plain = [name for name in settings.columns if not any(name in (metric, f"{metric} low", f"{metric} high") for metric in metrics)]
+    rows = tuple((*(row.get(name) for name in plain), *(_with_interval(row, name) for name in metrics)) for row in settings.rows)
+    return Rows((*plain, *metrics), rows, settings.description or "")
+
+
+def _with_interval(row: Mapping[str, Cell], metric: str) -> str | None:
+    value, low, high = (row.get(f"{metric}{end}") for end in ("", " low", " high"))
+    if value is None:
+        return None
+    return shown(value) if low is None or high is None else f"{shown(value)} ({shown(low)} to {shown(high)})"
 
 
 def _own(result: ExperimentResult, without: set[str]) -> list[Block]:
@@ -98,14 +125,16 @@ def _own(result: ExperimentResult, without: set[str]) -> list[Block]:
 
 
 def _brief(child: Child) -> list[Block]:
-    """Return a step's headline, its first figure, its first table and its links."""
-    blocks: list[Block] = [Heading(child.label)]
+    """Return a step's verdict, its headline, its first figure, its first table and its links."""
+    blocks: list[Block] = [Heading(child.label), *verdicts.standing(child.ruling)]
     result = child.result
     if result is None or not result.success:
         message = child.error or (result.error_message if result else None)
         return [*blocks, Notice("failure", child.status.capitalize(), (message or "without a message",))]
+    if child.ruling is not None:
+        blocks.append(verdicts.notice(child.ruling, result.hypothesis))
     if result.metrics:
-        blocks.append(Facts(tuple(result.metrics.items()), headline=True))
+        blocks.append(headline(result))
     blocks += warnings(result)
     blocks += pictures(result, folder=None)[:1]
     for table in list(result.tables.values())[:1]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from urllib.parse import quote, urlsplit, urlunsplit
 
 from mlinterp.io.text import scrub, visible
@@ -40,7 +41,7 @@ class Prose:
 
 @dataclass(frozen=True)
 class Notice:
-    """What must not be overlooked. Kind: `observational`, `interventional`, `warning` or `failure`."""
+    """What must not be overlooked. Kind: `observational`, `interventional`, `warning`, `failure`, a verdict or a hypothesis's status."""
 
     kind: str
     title: str
@@ -49,9 +50,9 @@ class Notice:
 
 @dataclass(frozen=True)
 class Facts:
-    """Named values. `headline` numbers are shown large where the medium can."""
+    """Named values, each with a remark where it has one. `headline` numbers are shown large where the medium can."""
 
-    items: tuple[tuple[str, Cell], ...]
+    items: tuple[tuple[str, Cell] | tuple[str, Cell, str], ...]
     headline: bool = False
 
 
@@ -85,7 +86,14 @@ class Links:
     items: tuple[Link, ...]
 
 
-Block = Heading | Prose | Notice | Facts | Rows | Picture | Links
+@dataclass(frozen=True)
+class Points:
+    """Sentences, one below the other."""
+
+    items: tuple[str, ...]
+
+
+Block = Heading | Prose | Notice | Facts | Rows | Picture | Links | Points
 
 
 @dataclass(frozen=True)
@@ -94,6 +102,12 @@ class Document:
 
     title: str
     blocks: Sequence[Block]
+
+
+def drawn(document: Document) -> tuple[Document, dict[str, bytes]]:
+    """Return a document whose figures are drawn, once for both forms, and the PNG of those that have a file, by its path."""
+    blocks = [replace(block, png=cache(block.png)) if isinstance(block, Picture) else block for block in document.blocks]
+    return Document(document.title, blocks), {block.path: block.png() for block in blocks if isinstance(block, Picture) and block.path}
 
 
 def shown(value: Cell) -> str:

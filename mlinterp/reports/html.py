@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import re
 from base64 import b64encode
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mlinterp.io.text import scrub, visible
 from mlinterp.reports.composite import Children, study_document, sweep_document
-from mlinterp.reports.document import Block, Document, Facts, Heading, Link, Links, Notice, Picture, Prose, Rows, shown
+from mlinterp.reports.document import Block, Document, Facts, Heading, Link, Links, Notice, Picture, Points, Prose, Rows, shown
 from mlinterp.reports.html_style import STYLE
 from mlinterp.reports.sections import run_document
 from mlinterp.result import Cell, ExperimentResult
+
+if TYPE_CHECKING:
+    from mlinterp.hypotheses.records import Judgement
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 CARDS = 8
@@ -34,23 +37,32 @@ def run_html(
     links: Mapping[str, str] | None = None,
     figures: Mapping[str, bytes] | None = None,
     asked: Mapping[str, Any] | None = None,
+    judged: Sequence[Judgement] = (),
 ) -> str:
     """Return the report of one run; arguments as in `markdown.run_markdown`."""
-    return render(run_document(result, links, figures, asked))
+    return render(run_document(result, links, figures, asked, judged))
 
 
 def study_html(
-    result: ExperimentResult, steps: Children, links: Mapping[str, str] | None = None, asked: Mapping[str, Any] | None = None
+    result: ExperimentResult,
+    steps: Children,
+    links: Mapping[str, str] | None = None,
+    asked: Mapping[str, Any] | None = None,
+    judged: Sequence[Judgement] = (),
 ) -> str:
     """Return the report of a study; arguments as in `markdown.study_markdown`."""
-    return render(study_document(result, steps, links, asked))
+    return render(study_document(result, steps, links, asked, judged))
 
 
 def sweep_html(
-    result: ExperimentResult, cells: Children, links: Mapping[str, str] | None = None, asked: Mapping[str, Any] | None = None
+    result: ExperimentResult,
+    cells: Children,
+    links: Mapping[str, str] | None = None,
+    asked: Mapping[str, Any] | None = None,
+    judged: Sequence[Judgement] = (),
 ) -> str:
     """Return the report of a sweep; arguments as in `markdown.sweep_markdown`."""
-    return render(sweep_document(result, cells, links, asked))
+    return render(sweep_document(result, cells, links, asked, judged))
 
 
 def render(document: Document) -> str:
@@ -91,8 +103,7 @@ def _block(block: Block) -> Html:
             return element("div", element("strong", _plain(block.title)), items, class_=f"notice {block.kind}")
         case Facts():
             look = "cards" if block.headline and len(block.items) <= CARDS else "facts"
-            pairs = (element("div", element("dt", _plain(name)), element("dd", _cell(value))) for name, value in block.items)
-            return element("dl", *pairs, class_=look)
+            return element("dl", *(_fact(*item) for item in block.items), class_=look)
         case Rows():
             return _table(block)
         case Picture():
@@ -100,6 +111,13 @@ def _block(block: Block) -> Html:
             return element("figure", element("img", src=source, alt=_plain(block.title)))
         case Links():
             return element("ul", *(element("li", _cell(item)) for item in block.items))
+        case Points():
+            return element("ul", *(element("li", _plain(item)) for item in block.items))
+
+
+def _fact(name: str, value: Cell, remark: str = "") -> Html:
+    small = [element("dd", _cell(remark), class_="remark")] if remark else []
+    return element("div", element("dt", _plain(name)), element("dd", _cell(value)), *small)
 
 
 def _table(block: Rows) -> Html:

@@ -22,6 +22,9 @@ ul { margin: .4rem 0; padding-left: 1.2rem; }
 .notice.interventional { border-color: #d55e00; background: #fdf3ec; }
 .notice.warning { border-color: #e69f00; background: #fdf7e8; }
 .notice.failure { border-color: #b3261e; background: #fceeed; }
+.notice.supports, .notice.supported { border-color: #009e73; background: #eef8f4; }
+.notice.refutes, .notice.refuted { border-color: #b3261e; background: #fceeed; }
+.notice.testing { border-color: #56b4e9; background: #f1f8fd; }
 dl { margin: .7rem 0; }
 dt { color: #666; }
 dd { margin: 0; font-variant-numeric: tabular-nums; }
@@ -30,12 +33,14 @@ dl.cards div {
   border: 1px solid #e2e2e2;
   border-radius: 6px;
   padding: .55rem .8rem;
-  display: flex;
-  flex-direction: column;
-  justify-content: space-between;
+  display: grid;
+  grid-row: span 3;
+  grid-template-rows: subgrid;
+  row-gap: .15rem;
 }
 dl.cards dt { font-size: .82rem; line-height: 1.3; }
 dl.cards dd { font-size: 1.4rem; font-weight: 600; }
+dd.remark, dl.cards dd.remark { font-size: .82rem; font-weight: 400; color: #666; }
 dl.facts { columns: 2 22rem; column-gap: 2.5rem; font-size: .93rem; }
 dl.facts div {
   display: flex;
@@ -47,6 +52,9 @@ dl.facts div {
 }
 dl.facts dt { flex: none; max-width: 55%; }
 dl.facts dd { text-align: right; }
+dl.facts:has(.remark) { columns: 1; max-width: 44rem; }
+dl.facts:has(.remark) div { display: grid; grid-template-columns: 1fr 7rem 14rem; align-items: baseline; }
+dl.facts:has(.remark) dt { max-width: none; }
 .wide { overflow-x: auto; margin: .6rem 0; }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; overflow-wrap: normal; }
 th, td {
@@ -54,8 +62,8 @@ th, td {
   vertical-align: top;
   padding: .26rem .8rem .26rem 0;
   border-bottom: 1px solid #eee;
-  max-width: 26rem;
-  overflow-wrap: anywhere;
+  max-width: 18rem;
+  overflow-wrap: break-word;
   min-width: 2.5rem;
 }
 th { color: #555; font-weight: 600; border-bottom-color: #bbb; vertical-align: bottom; overflow-wrap: break-word; }
@@ -71,6 +79,7 @@ img { max-width: 100%; height: auto; display: block; }
   tr, .notice, dl.cards div { break-inside: avoid; }
   thead { display: table-header-group; }
   .wide { overflow: visible; }
+  th, td { overflow-wrap: anywhere; }
   a { color: inherit; }
 }
 """

@@ -7,16 +7,24 @@ something even there, the pipe of tables and the backtick itself, become numeric
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from mlinterp.io.text import scrub, visible
 from mlinterp.reports.composite import Children, study_document, sweep_document
-from mlinterp.reports.document import Block, Document, Facts, Heading, Link, Links, Notice, Picture, Prose, Rows, shown
+from mlinterp.reports.document import Block, Document, Facts, Heading, Link, Links, Notice, Picture, Points, Prose, Rows, shown
 from mlinterp.reports.sections import run_document
 from mlinterp.result import Cell, ExperimentResult
 
-_TAME = re.compile(r"""[("'“‘]*[-+−]?[^\W_](?:[\w'’/%·.:=-]*[^\W_])?[)"'”’]*[%.,;:!?…]*|[·–—+=−-]""")
+if TYPE_CHECKING:
+    from mlinterp.hypotheses.records import Judgement
+
+_NUMBER = r"[-+−]?\d[\w.+-]*"
+_TAME = re.compile(
+    r"""[("'“‘]*[-+−]?[^\W_](?:[\w'’/%·.:=-]*[^\W_])?[)"'”’]*[%.,;:!?…]*|%[)"'”’]*[.,;:!?…]*|[·–—+=−±≤≥-]|[<>]=?|=="""
+    rf"|\[{_NUMBER},|{_NUMBER}\][.,;]?"
+)
+"""Words without a meaning in Markdown, intervals such as `[0.1, 0.2]` among them: nothing defines a link of that name."""
 _TRAPS = re.compile(r"://|www\.|:[^\W\d]\w*:|__", re.IGNORECASE)
 _SPLIT = re.compile(r"([|`]|\](?=:))")
 """What no code span may hold: the sign that ends a table cell, the one that ends a span, and `]:`, which turns a line that begins
@@ -29,6 +37,7 @@ def run_markdown(
     links: Mapping[str, str] | None = None,
     figures: Mapping[str, bytes] | None = None,
     asked: Mapping[str, Any] | None = None,
+    judged: Sequence[Judgement] = (),
 ) -> str:
     """Return the report of one run.
 
@@ -37,22 +46,31 @@ def run_markdown(
         links: lineage, text to address (http(s) or `#/…` inside the MLflow UI).
         figures: PNG by name, where they are drawn already.
         asked: the spec as plain data: its description, rationale, inputs and predictions are shown.
+        judged: the predictions in order, judged by themselves.
     """
-    return render(run_document(result, links, figures, asked))
+    return render(run_document(result, links, figures, asked, judged))
 
 
 def study_markdown(
-    result: ExperimentResult, steps: Children, links: Mapping[str, str] | None = None, asked: Mapping[str, Any] | None = None
+    result: ExperimentResult,
+    steps: Children,
+    links: Mapping[str, str] | None = None,
+    asked: Mapping[str, Any] | None = None,
+    judged: Sequence[Judgement] = (),
 ) -> str:
     """Return the report of a study: its own result, then each step (label, result, links) in brief."""
-    return render(study_document(result, steps, links, asked))
+    return render(study_document(result, steps, links, asked, judged))
 
 
 def sweep_markdown(
-    result: ExperimentResult, cells: Children, links: Mapping[str, str] | None = None, asked: Mapping[str, Any] | None = None
+    result: ExperimentResult,
+    cells: Children,
+    links: Mapping[str, str] | None = None,
+    asked: Mapping[str, Any] | None = None,
+    judged: Sequence[Judgement] = (),
 ) -> str:
     """Return the report of a sweep: means over seeds with 95 % intervals, then every cell (label, result, links)."""
-    return render(sweep_document(result, cells, links, asked))
+    return render(sweep_document(result, cells, links, asked, judged))
 
 
 def render(document: Document) -> str:
@@ -72,7 +90,7 @@ def _block(block: Block) -> str:
                 return f"**{line(block.title)}.** {line(block.items[0])}"
             return "\n".join([f"**{line(block.title)}**", "", *(f"- {line(item)}" for item in block.items)])
         case Facts():
-            return _table(("", ""), [(line(name), cell(value)) for name, value in block.items], "| --- | --- |")
+            return _table(("", ""), [_fact(*item) for item in block.items], "| --- | --- |")
         case Rows():
             rule = "|" + "|".join(" ---: " if block.numeric(index) else " --- " for index in range(len(block.columns))) + "|"
             body = _table(tuple(cell(name) for name in block.columns), [tuple(map(cell, row)) for row in block.rows], rule)
@@ -81,6 +99,12 @@ def _block(block: Block) -> str:
             return _picture(block)
         case Links():
             return "\n".join(f"- {cell(item)}" for item in block.items)
+        case Points():
+            return "\n".join(f"- {line(item)}" for item in block.items)
+
+
+def _fact(name: str, value: Cell, remark: str = "") -> tuple[str, str]:
+    return line(name), f"{cell(value)} · {cell(remark)}" if remark else cell(value)
 
 
 def _picture(block: Picture) -> str:

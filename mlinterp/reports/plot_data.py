@@ -10,6 +10,8 @@ import numpy as np
 from mlinterp.errors import VerificationError, nearest
 from mlinterp.result import Cell, Figure, ResultTable
 
+MOST_SETTINGS, LEAST_GAP = 12, 0.07
+"""Up to so many distinct numbers are settings, and two crowd that are nearer than this share of their range."""
 MISSING = "(none)"
 """Label of a row whose category is not given."""
 
@@ -101,6 +103,24 @@ def grid_of(figure: Figure, table: ResultTable) -> Grid:
             count[at] += 1
     values = np.where(count > 0, total / np.maximum(count, 1), np.nan)
     return Grid(columns, rows if figure.series else ("",), values, bool((count > 1).any()))
+
+
+def needs_log(values: Sequence[float]) -> bool:
+    """Whether a few distinct numbers stand apart on a logarithmic axis and crowd on a linear one.
+
+    >>> needs_log([2, 4, 8, 16, 32]), needs_log([3, 6, 12]), needs_log([0, 1, 100])
+    (True, False, False)
+    """
+    seen = np.unique(np.asarray(values, dtype=np.float64))
+    if not 2 < len(seen) <= MOST_SETTINGS or seen[0] <= 0:
+        return False
+    linear, log = (float(np.diff(at).min() / np.ptp(at)) for at in (seen, np.log(seen)))
+    return linear < LEAST_GAP and log > 2 * linear
+
+
+def are_round(values: np.ndarray) -> bool:
+    """Whether three digits say every number, as they do of settings and seldom of measurements."""
+    return all(np.isclose(value, float(f"{value:.3g}"), rtol=1e-9, atol=0.0) for value in values.tolist())
 
 
 def label(value: Cell) -> str:

@@ -249,6 +249,7 @@ def _finish(
             look.number_ticks(axes.xaxis, remarks.seen_x())
         if figure.log_x and axis.categories is None:
             axes.set_xscale("log")
+            look.setting_ticks(axes.xaxis, remarks.seen_x())
         if figure.log_y:
             axes.set_yscale("log")
     axes.set_xlabel(look.text(y_label if lying else x_label, 90))

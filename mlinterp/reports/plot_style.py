@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 import matplotlib
 import numpy as np
 from matplotlib.font_manager import findfont, get_font
-from matplotlib.ticker import FixedLocator, MaxNLocator
+from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
 from mlinterp.io.text import visible
+from mlinterp.reports.plot_data import are_round
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -125,12 +126,21 @@ def category_ticks(axis: DrawnAxis, labels: Sequence[str], most: int, *, rotate:
 
 
 def number_ticks(axis: DrawnAxis, values: np.ndarray) -> None:
-    """Put ticks on the values themselves where they are few and far between, and on whole numbers where every value is one."""
+    """Put ticks on the values themselves where they are few, round and far between, and on whole numbers where every value is one."""
     distinct = np.unique(values)
-    if 1 < len(distinct) <= 10 and np.diff(distinct).min() >= 0.05 * np.ptp(distinct):
+    if 1 < len(distinct) <= 10 and are_round(distinct) and np.diff(distinct).min() >= 0.05 * np.ptp(distinct):
         axis.set_major_locator(FixedLocator(distinct.tolist()))
     elif np.all(values == np.round(values)):
         axis.set_major_locator(MaxNLocator(nbins=9, integer=True, min_n_ticks=1))
+
+
+def setting_ticks(axis: DrawnAxis, values: np.ndarray) -> None:
+    """Put the ticks of a logarithmic axis on the values themselves where they are few, in plain numbers."""
+    distinct = np.unique(values)
+    if len(distinct) <= 12:
+        axis.set_major_locator(FixedLocator(distinct.tolist()))
+        axis.set_major_formatter("{x:.4g}")
+        axis.set_minor_locator(NullLocator())
 
 
 def legend(axes: Axes, entries: Sequence[tuple[Any, str]], most: int = 24) -> None:

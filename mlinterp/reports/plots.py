@@ -12,6 +12,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from mlinterp.errors import VerificationError
 from mlinterp.reports import plot_kinds as kinds
+from mlinterp.reports import plot_parallel as parallel
 from mlinterp.reports import plot_style as look
 from mlinterp.reports.plot_data import Axis, check, grid_of, numbers, series_of
 from mlinterp.result import ExperimentResult, Figure, ResultTable
@@ -22,6 +23,7 @@ _DRAW = {
     "bar": kinds.draw_bar,
     "histogram": kinds.draw_histogram,
     "heatmap": kinds.draw_heatmap,
+    "parallel": parallel.draw_parallel,
 }
 
 
@@ -70,6 +72,8 @@ def _is_empty(figure: Figure, table: ResultTable) -> bool:
         return not (values > 0 if figure.log_x else np.isfinite(values)).any()
     if figure.kind == "heatmap":
         return not table.rows or not np.isfinite(grid_of(figure, table).values).any()
+    if figure.kind == "parallel":
+        return parallel.is_empty(figure, table)
     axis = Axis.of(row.get(figure.x) for row in table.rows)
     points = [(one.x, one.y) for one in series_of(figure, table, axis)]
     return not any((np.isfinite(x) & (y > 0 if figure.log_y else np.isfinite(y))).any() for x, y in points)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from mlinterp.reports import verdicts
 from mlinterp.reports.document import Block, Document, Facts, Heading, Link, Links, Notice, Picture, Prose, Rows, link
 from mlinterp.reports.plots import draw, table_of
 from mlinterp.result import Cell, ExperimentResult, ResultTable
+
+if TYPE_CHECKING:
+    from mlinterp.hypotheses.records import Judgement, Ruling
 
 ROWS, COLUMNS = 20, 12
 """How much of a table a report shows; the whole table is an artifact."""
@@ -22,11 +26,19 @@ _MODE = {
 
 
 def run_document(
-    result: ExperimentResult, links: Mapping[str, str] | None, figures: Mapping[str, bytes] | None, asked: Mapping[str, Any] | None
+    result: ExperimentResult,
+    links: Mapping[str, str] | None,
+    figures: Mapping[str, bytes] | None,
+    asked: Mapping[str, Any] | None,
+    judged: Sequence[Judgement] = (),
+    ruling: Ruling | None = None,
 ) -> Document:
-    """Return the report of one run. `figures` (PNG by name) are drawn where they are not given; `asked` is the spec as plain data."""
-    blocks: list[Block] = [*opening(result, asked), Heading("What came out"), *numbers(result), *warnings(result)]
-    blocks += pictures(result, figures)
+    """Return the report of one run. `figures` (PNG by name) are drawn where they are not given; `asked` is the spec as plain data.
+
+    `judged` are its predictions, judged by themselves; `ruling` is what they say among all evidence.
+    """
+    blocks: list[Block] = [*opening(result, asked, judged, ruling), *verdicts.verdict(ruling, result.hypothesis)]
+    blocks += [Heading("What came out"), *numbers(result), *warnings(result), *pictures(result, figures)]
     for table in result.tables.values():
         blocks += table_blocks(table, ROWS)
     return Document(title(result), [*blocks, *lineage(links), *provenance(result)])
@@ -38,10 +50,12 @@ def title(result: ExperimentResult) -> str:
     return " · ".join(part for part in (result.experiment_type or "experiment", result.subject, latent) if part)
 
 
-def opening(result: ExperimentResult, asked: Mapping[str, Any] | None) -> list[Block]:
-    """Return what was asked, and whether the answer is an observation or an intervention."""
+def opening(
+    result: ExperimentResult, asked: Mapping[str, Any] | None, judged: Sequence[Judgement] = (), ruling: Ruling | None = None
+) -> list[Block]:
+    """Return what was asked, what was predicted, and whether the answer is an observation or an intervention."""
     spec = asked or {}
-    blocks: list[Block] = []
+    blocks: list[Block] = verdicts.standing(ruling)
     if not result.success:
         blocks.append(Notice("failure", "Failed", (result.error_message or "without a message",)))
     blocks.append(Notice(result.mode, result.mode.capitalize(), (_MODE[result.mode],)))
@@ -58,24 +72,21 @@ def opening(result: ExperimentResult, asked: Mapping[str, Any] | None) -> list[B
     facts += [("dataset slice", _brief({key: value for key, value in (result.dataset_slice or {}).items() if value is not None}))]
     facts += [("constraints", _brief(list(spec.get("constraints") or [])))]
     blocks.append(Facts((*((name, value) for name, value in facts if value not in (None, "")), ("seed", result.seed))))
-    return blocks + predictions(result, spec)
+    return blocks + verdicts.predictions(result, spec, judged or (ruling.evidence.judgements if ruling else ()))
 
 
-def predictions(result: ExperimentResult, spec: Mapping[str, Any]) -> list[Block]:
-    """Return what the spec predicted beside what was measured; the verdict is the hypothesis ledger's to give."""
-    measured = result.numbers()
-    rows = tuple(
-        (item["metric"], f"{item['op']} {item['value']:g}", measured.get(item["metric"], measured.get(item["metric"].replace(".", "/", 1))))
-        for item in spec.get("expect") or []
+def headline(result: ExperimentResult) -> Facts:
+    """Return the headline metrics, each with its interval where it has one."""
+    return Facts(
+        tuple((name, value, verdicts.between(result.estimates.get(name)) or "") for name, value in result.metrics.items()), headline=True
     )
-    return [Rows(("prediction", "expected", "measured"), rows)] if rows else []
 
 
 def numbers(result: ExperimentResult) -> list[Block]:
     """Return the headline metrics, then the aggregates that are defined."""
     blocks: list[Block] = []
     if result.metrics:
-        blocks.append(Facts(tuple(result.metrics.items()), headline=True))
+        blocks.append(headline(result))
     plain = {key: value for key, value in result.aggregates.model_dump(exclude={"custom"}).items() if value not in (None, 0)}
     aggregates = [(name, _brief(value)) for name, value in [*plain.items(), *result.aggregates.custom.items()] if value is not None]
     if aggregates:

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from mlinterp.errors import ExperimentError
+from mlinterp.estimates import PerExample
 from mlinterp.sae.model import SAE
 from mlinterp.subjects.base import Address, Batch, Examples, Subject
 
@@ -49,6 +51,8 @@ class Substitution:
     with_sae: Behaviour
     ablated_zero: Behaviour
     ablated_mean: Behaviour
+    per_example: dict[str, PerExample] = field(repr=False)
+    """Every number of `numbers` as what each example adds, in the order of the examples."""
 
     @property
     def ce_loss_recovered(self) -> float | None:
@@ -91,28 +95,45 @@ class Substitution:
 
 
 class _Score:
-    """Sums for one way of running."""
+    """Sums over the scored positions of each example, for one way of running."""
 
     def __init__(self) -> None:
-        self.ce = self.kl = 0.0
-        self.right = self.exact = self.tokens = self.examples = 0
+        self._added: list[Tensor] = []
 
     def add(self, batch: Batch, logits: Tensor, clean: Tensor) -> None:
         """Add a batch, given its log-probabilities `[batch, pos, vocab]` now and in the clean run."""
         scored = batch.scored
-        right = logits.argmax(dim=-1) == batch.targets
-        counted = scored.any(dim=1)
-        targets = batch.targets[scored]
-        self.ce -= float(logits[scored].gather(1, targets[:, None]).sum())
-        chance = clean[scored].exp()
-        self.kl += float(torch.where(chance > 0, chance * (clean[scored] - logits[scored]), 0).sum())
-        self.right += int(right[scored].sum())
-        self.exact += int((right | ~scored).all(dim=1)[counted].sum())
-        self.tokens += int(scored.sum())
-        self.examples += int(counted.sum())
+        chance, targets = clean[scored].exp(), batch.targets[scored]
+        ce = -logits[scored].gather(1, targets[:, None])[:, 0]
+        kl = torch.where(chance > 0, chance * (clean[scored] - logits[scored]), 0).sum(dim=1)
+        right = (logits[scored].argmax(dim=-1) == targets).double()
+        each = torch.zeros(4, len(scored), dtype=torch.float64)
+        each.index_add_(1, scored.nonzero()[:, 0], torch.stack([ce, right, kl, torch.ones_like(ce)]))
+        self._added.append(each[:, each[3] > 0])
 
-    def behaviour(self) -> Behaviour:
-        return Behaviour(self.ce / self.tokens, self.right / self.tokens, self.exact / self.examples, self.kl / self.tokens)
+    def sums(self) -> np.ndarray:
+        """Return `ce, right, kl, tokens` of each example that has a scored position, `[4, n]`."""
+        return torch.cat(self._added, dim=1).numpy()
+
+
+def _behaviour(sums: np.ndarray) -> Behaviour:
+    ce, right, kl, tokens = sums
+    n = float(tokens.sum())
+    return Behaviour(float(ce.sum()) / n, float(right.sum()) / n, float((right == tokens).mean()), float(kl.sum()) / n)
+
+
+def _per_example(sums: dict[str, np.ndarray]) -> dict[str, PerExample]:
+    """Return every number of `Substitution.numbers` that is defined as what each example adds."""
+    named = dict(zip(("clean", "with_sae", "ablated", "ablated_mean"), sums.values(), strict=True))
+    found = {f"ce_loss_{name}": PerExample(ce, tokens) for name, (ce, _, _, tokens) in named.items()}
+    for suffix in ("", "_mean"):
+        ablated = named[f"ablated{suffix}"][0]
+        found[f"ce_loss_recovered{suffix}"] = PerExample(ablated - named["with_sae"][0], ablated - named["clean"][0])
+    found |= {f"kl_div_{name}": PerExample(kl, tokens) for name, (_, _, kl, tokens) in named.items() if name != "clean"}
+    found |= {f"token_acc_{name}": PerExample(right, tokens, is_share=True) for name, (_, right, _, tokens) in named.items()}
+    for name, (_, right, _, tokens) in named.items():
+        found[f"exact_{name}"] = PerExample((right == tokens).astype(np.float64), np.ones(len(tokens)), is_share=True)
+    return found
 
 
 @torch.no_grad()
@@ -153,10 +174,12 @@ def substitute(
             logits = _log_probs(subject, batch, addresses, rows, edit)
             clean = logits if clean is None else clean
             scores[name].add(batch, logits, clean)
-    if not scores["clean"].tokens:
+    sums = {name: score.sums() for name, score in scores.items()}
+    n_examples, n_tokens = sums["clean"].shape[1], int(sums["clean"][3].sum())
+    if not n_examples:
         raise ExperimentError("no position of these examples is scored, so there is no loss to compare")
-    done = {name: score.behaviour() for name, score in scores.items()}
-    return Substitution(n_examples=scores["clean"].examples, n_tokens=scores["clean"].tokens, **done)
+    done = {name: _behaviour(each) for name, each in sums.items()}
+    return Substitution(n_examples=n_examples, n_tokens=n_tokens, **done, per_example=_per_example(sums))
 
 
 def _log_probs(

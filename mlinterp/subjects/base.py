@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from mlinterp.errors import SpecError, unknown
+from mlinterp.estimates import PerExample
 from mlinterp.io.digests import sha256_json
 from mlinterp.io.tensors import tensors_digest
 
@@ -111,6 +112,9 @@ class Objective(Protocol):
 
     def evaluate(self) -> dict[str, float]:
         """Score the model as it stands on held-out examples; higher-level names such as `exact` or `ce_loss`."""
+
+    def scores(self) -> Mapping[str, PerExample]:
+        """Return those numbers of `evaluate` that are means over held-out examples, as what each example adds to them."""
 
 
 class Subject(ABC):

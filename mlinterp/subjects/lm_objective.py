@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from torch.nn.functional import cross_entropy
 
 from mlinterp.determinism import numpy_stream
 from mlinterp.errors import SpecError, nearest
+from mlinterp.estimates import PerExample
 from mlinterp.subjects.base import Batch, Examples
 
 
@@ -100,17 +102,24 @@ class LmObjective:
     def load_carry(self, carry: Mapping[str, Tensor]) -> None:
         """Take over nothing."""
 
-    @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
         """Return `ce_loss` (nats a token), `perplexity` and `token_acc` over the held-out contexts."""
+        means = {name: score.value for name, score in self.scores().items()}
+        return {"ce_loss": means["ce_loss"], "perplexity": math.exp(min(means["ce_loss"], 700.0)), "token_acc": means["token_acc"]}
+
+    @torch.no_grad()
+    def scores(self) -> dict[str, PerExample]:
+        """Return `ce_loss` and `token_acc` as what each held-out context adds."""
         self.module.eval()
-        total, right, count = 0.0, 0, 0
+        sums = []
         for batch in self.held_out.batches(self.batch_size):
             logits = self.logits(batch)
             scored = batch.scored.to(logits.device)
             answers, targets = logits[scored].float(), batch.targets.to(logits.device)[scored]
-            total += float(cross_entropy(answers, targets, reduction="sum"))
-            right += int((answers.argmax(dim=-1) == targets).sum())
-            count += len(targets)
-        ce_loss = total / count
-        return {"ce_loss": ce_loss, "perplexity": math.exp(min(ce_loss, 700.0)), "token_acc": right / count}
+            added = torch.stack(
+                [cross_entropy(answers, targets, reduction="none"), answers.argmax(dim=-1) == targets, torch.ones(len(targets)).to(answers)]
+            )
+            each = torch.zeros(3, len(scored), dtype=torch.float64, device=logits.device)
+            sums.append(each.index_add_(1, scored.nonzero()[:, 0], added.double()).cpu().numpy())
+        loss, right, count = np.concatenate(sums, axis=1)
+        return {"ce_loss": PerExample(loss, count), "token_acc": PerExample(right, count, is_share=True)}

@@ -19,11 +19,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from mlinterp.determinism import numpy_stream, torch_stream
+from mlinterp.estimates import PerExample
 from mlinterp.subjects.base import IGNORED
 from mlinterp.subjects.tasks.base import Task
 from mlinterp.subjects.trm_config import TRMFitOptions
@@ -142,14 +144,18 @@ class TRMObjective:
         least = torch.where(explores, torch.randint(2, most + 1, (len(steps),), generator=generator), 0).to(steps.device)
         return ((steps >= most) | (q_halt > 0)) & (steps >= least)
 
-    @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
-        """Score the model on the whole validation split.
+        """Return the means of `scores`."""
+        return {name: score.value for name, score in self.scores().items()}
 
-        `exact` (every cell right after the last supervision step), `exact_step_1` (already after the first), `token_acc`,
-        `q_halt_acc` (the sign of the last halting logit says whether the answer is right).
+    @torch.no_grad()
+    def scores(self) -> dict[str, PerExample]:
+        """Score the model on the whole validation split, example by example.
+
+        `exact` (every cell right after the last supervision step), `exact_step_1` (already after the first), `token_acc` (share of the
+        cells), `q_halt_acc` (the sign of the last halting logit says whether the answer is right).
         """
-        sums = dict.fromkeys(("exact", "exact_step_1", "token_acc", "q_halt_acc"), 0.0)
+        found: dict[str, list[Tensor]] = {name: [] for name in ("exact", "exact_step_1", "token_acc", "q_halt_acc")}
         all_inputs, all_targets = (torch.from_numpy(tokens) for tokens in self.task.examples("validation"))
         device = self.model.H_init.device
         for inputs, targets in zip(all_inputs.split(EVALUATION_BATCH), all_targets.split(EVALUATION_BATCH), strict=True):
@@ -158,13 +164,14 @@ class TRMObjective:
             for sup_step in range(self.model.config.n_sup):
                 states = self.model.supervision_step(e, states)
                 if sup_step == 0:
-                    sums["exact_step_1"] += _exact(self.model.read_out(states.z_H)[0], wanted).sum().item()
+                    found["exact_step_1"].append(_exact(self.model.read_out(states.z_H)[0], wanted))
             logits, q_halt = self.model.read_out(states.z_H)
             exact, scored = _exact(logits, wanted), wanted != IGNORED
-            sums["exact"] += exact.sum().item()
-            sums["q_halt_acc"] += ((q_halt > 0) == exact).sum().item()
-            sums["token_acc"] += (((logits.argmax(dim=-1) == wanted) & scored).sum(dim=1) / scored.sum(dim=1)).sum().item()
-        return {name: total / len(all_inputs) for name, total in sums.items()}
+            found["exact"].append(exact)
+            found["q_halt_acc"].append((q_halt > 0) == exact)
+            found["token_acc"].append(((logits.argmax(dim=-1) == wanted) & scored).sum(dim=1) / scored.sum(dim=1))
+        totals = {name: torch.cat(parts).double().cpu().numpy() for name, parts in found.items()}
+        return {name: PerExample(total, np.ones(len(total)), is_share=True) for name, total in totals.items()}
 
 
 def _exact(logits: Tensor, targets: Tensor) -> Tensor:

@@ -88,9 +88,8 @@ class RunLife:
         adopted = os.environ.get("MLFLOW_RUN_ID") if "mlflow.parentRunId" not in self._tags else None
         existing = self._given or adopted
         if existing is None:
-            about = {"mlflow.user": _user(), "mlflow.source.name": "mlinterp", "mlflow.source.type": "LOCAL"}
             token = leases.announce(self._workspace, self.store, self.experiment_id)
-            run = client.create_run(self.experiment_id, tags={**about, **self._tags, leases.OPENING: token}, run_name=self.run_name)
+            run = client.create_run(self.experiment_id, tags={**_about(), **self._tags, leases.OPENING: token}, run_name=self.run_name)
             self.run_id = run.info.run_id
             self._lease = leases.take(self._workspace, self.store, self.run_id)
             leases.release(self._workspace, token)
@@ -160,6 +159,20 @@ def one_line(error: BaseException) -> str:
     if not isinstance(error, MlinterpError | Interrupted):
         text = f"{type(error).__name__}: {text}" if text else type(error).__name__
     return visible(scrub(" ".join(text.split())))[:500]
+
+
+def opened_page(store: Store, experiment_id: str, name: str, tags: Mapping[str, str]) -> str:
+    """Create a run that is a page to read and no work to do, finished from the first, and return its id."""
+    token = leases.announce(store.workspace, store, experiment_id)
+    run = store.client.create_run(experiment_id, tags={**_about(), **tags, leases.OPENING: token}, run_name=name)
+    store.client.set_terminated(run.info.run_id, status="FINISHED")
+    store.client.delete_tag(run.info.run_id, leases.OPENING)
+    leases.release(store.workspace, token)
+    return str(run.info.run_id)
+
+
+def _about() -> dict[str, str]:
+    return {"mlflow.user": _user(), "mlflow.source.name": "mlinterp", "mlflow.source.type": "LOCAL"}
 
 
 def _user() -> str:

@@ -6,6 +6,7 @@ The note's own text stays; only what follows the heading below is written anew, 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from mlinterp.tracking import links, queries
@@ -25,14 +26,20 @@ def close_lineage(store: Store, run_id: str) -> str:
     run = store.client.get_run(run_id)
     text = _write(store, run)
     for above in dict.fromkeys([*_upstream(run), run.data.tags.get("mlflow.parentRunId")]):
-        if above is not None and (found := _get(store, above)) is not None:
+        if above is not None and (found := queries.get(store, above)) is not None:
             _write(store, found)
     return text
 
 
+def rewrite(store: Store, run_id: str) -> None:
+    """Write a run's lineage anew: what it is evidence for may have changed."""
+    if (run := queries.get(store, run_id)) is not None and run.info.lifecycle_stage == "active":
+        _write(store, run)
+
+
 def _write(store: Store, run: Run) -> str:
     text = lineage_markdown(store, run)
-    own = run.data.tags.get(NOTE_TAG, f"**{_plain(run.info.run_name)}**").partition(HEADING)[0].rstrip()
+    own = run.data.tags.get(NOTE_TAG, f"**{plain(run.info.run_name)}**").partition(HEADING)[0].rstrip()
     room = max(0, LONGEST_TAG - len(text) - 2)
     Recorder(store.client, run.info.run_id).note(f"{own[:room]}\n\n{text}")
     return text
@@ -50,12 +57,21 @@ def lineage_markdown(store: Store, run: Run) -> str:
     tags, home = run.data.tags, run.info.experiment_id
     lines = [HEADING, ""]
     if tags.get("mlinterp.hypothesis"):
-        verdict = tags.get("mlinterp.verdict")
-        lines.append(f"- hypothesis: {_plain(tags['mlinterp.hypothesis'])}" + (f" ({_plain(verdict)})" if verdict else ""))
+        lines.append(f"- hypothesis: {_hypothesis(tags, home)}")
+    if tags.get("mlinterp.ruling"):
+        lines.append(f"- {plain(tags['mlinterp.ruling'])}")
+    if tags.get("mlinterp.standing", "counted") != "counted":
+        lines.append(f"- does not count: {plain(tags['mlinterp.standing'])}")
+    if tags.get("mlinterp.stale"):
+        lines.append(f"- **stale**: {plain(tags['mlinterp.stale'])}")
     above = list(_upstream(run).items())
     lines += [f"- rests on {role}".rstrip() + f": {_linked(store, found)}" for found, role in above[:MOST]]
     if tags.get("mlflow.parentRunId"):
         lines.append(f"- part of: {_linked(store, tags['mlflow.parentRunId'])}")
+    if tags.get("mlinterp.reproduces"):
+        lines.append(f"- executed again to compare: {_linked(store, tags['mlinterp.reproduces'])}{_outcome(run)}")
+    again = queries.search(store, home, f"tags.`mlinterp.reproduces` = '{run.info.run_id}'")
+    lines += [f"- executed again by: {_link(other)}{_outcome(other)}" for other in again[-MOST:]]
     below = queries.downstream(store, home, run.info.run_id)
     contained = queries.children(store, home, run.info.run_id)
     for what, found in (("used by", below), ("contains", contained)):
@@ -65,26 +81,26 @@ def lineage_markdown(store: Store, run: Run) -> str:
     return "\n".join(lines if len(lines) > 2 else [*lines, "- rests on nothing recorded, and nothing rests on it yet"])
 
 
+def _outcome(reproduction: Run) -> str:
+    outcome = reproduction.data.tags.get("mlinterp.reproduction")
+    return f", **{plain(outcome)}**" if outcome else ""
+
+
+def _hypothesis(tags: Mapping[str, str], experiment_id: str) -> str:
+    name, page, verdict = plain(tags["mlinterp.hypothesis"]), tags.get("mlinterp.hypothesis_run"), tags.get("mlinterp.verdict")
+    return (f"[{name}]({links.run(experiment_id, page)})" if page else name) + (f" ({plain(verdict)})" if verdict else "")
+
+
 def _linked(store: Store, run_id: str) -> str:
-    run = _get(store, run_id)
-    return _link(run) if run is not None else f"`{_plain(run_id[:32])}` (gone)"
-
-
-def _get(store: Store, run_id: str) -> Run | None:
-    """Return a run, or None where it was deleted for good."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        return store.client.get_run(run_id)
-    except MlflowException:
-        return None
+    run = queries.get(store, run_id)
+    return _link(run) if run is not None else f"`{plain(run_id[:32])}` (gone)"
 
 
 def _link(run: Run) -> str:
     status = "" if run.info.status == "FINISHED" else f" ({run.info.status.lower()})"
-    return f"[{_plain(run.info.run_name)}]({links.run(run.info.experiment_id, run.info.run_id)}){status}"
+    return f"[{plain(run.info.run_name)}]({links.run(run.info.experiment_id, run.info.run_id)}){status}"
 
 
-def _plain(text: str) -> str:
-    """Return a text in which no Markdown sign means anything."""
-    return re.sub(r"([\\`*_\[\]<>|#!])", r"\\\1", " ".join(text.split()))
+def plain(text: str) -> str:
+    """Return a text in which no Markdown sign means anything and no address becomes a link."""
+    return re.sub(r"([\\`*_\[\]<>|#!~&@]|:(?=//)|(?<=www)\.)", r"\\\1", " ".join(text.split()))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,10 +19,17 @@ from mlinterp.tracking import links, names
 from mlinterp.tracking.store import Store, open_store
 
 if TYPE_CHECKING:
-    from mlflow.entities import Run
+    from mlflow.entities import Experiment, Run
 
 RESOLVED_SPEC = "spec.resolved.json"
 _PREFIX = re.compile(r"[0-9a-f]{4,32}")
+
+
+def projects(store: Store) -> list[Experiment]:
+    """Return the experiments that hold runs of ours."""
+    ours = "tags.`mlinterp.type` != ''"
+    found = store.client.search_experiments()
+    return [one for one in found if store.client.search_runs([one.experiment_id], ours, max_results=1)]
 
 
 def find_finished(store: Store, experiment_id: str, run_key: str) -> Run | None:
@@ -87,6 +94,18 @@ def recent_runs(workspace: Path, limit: int) -> list[dict[str, Any]]:
     return rows
 
 
+def get(store: Store, run_id: str) -> Run | None:
+    """Return a run, deleted ones included, or None where it is gone for good."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return store.client.get_run(run_id)
+    except MlflowException as error:
+        if error.error_code not in {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}:
+            raise
+        return None
+
+
 def model_of(store: Store, run_id: str) -> str | None:
     """Return the id of the logged model that a run has made, the newest where there are several."""
     outputs = store.client.get_run(run_id).outputs
@@ -97,7 +116,7 @@ def model_of(store: Store, run_id: str) -> str | None:
 def manifest(store: Store, run_id: str) -> dict[str, Any]:
     """Return the manifest of a run. Raises VerificationError where the run has none (it never completed) or it is damaged."""
     with tempfile.TemporaryDirectory() as temporary:
-        _download(store, run_id, MANIFEST_NAME, Path(temporary))
+        download(store, run_id, MANIFEST_NAME, Path(temporary))
         return read_manifest(Path(temporary))
 
 
@@ -119,13 +138,22 @@ def fetch(store: Store, run_id: str, wanted: Iterable[str], into: Path) -> Path:
             continue
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".download-", dir=into) as temporary:
-            got = _download(store, run_id, name, Path(temporary))
+            got = download(store, run_id, name, Path(temporary))
             if sha256_file(got) != sha256:
                 raise VerificationError(
                     f"run {run_id[:12]}: artifact '{name}' is damaged: it does not match its SHA-256 in the run's manifest"
                 )
             os.replace(got, target)
     return into
+
+
+def artifacts(store: Store, run_id: str, folder: str | None = None) -> Iterator[str]:
+    """Yield the name of every file that lies in a run, whether its manifest knows of it or not."""
+    for item in store.client.list_artifacts(run_id, folder):
+        if item.is_dir:
+            yield from artifacts(store, run_id, item.path)
+        else:
+            yield item.path
 
 
 @dataclass(frozen=True)
@@ -156,7 +184,7 @@ def recorded_spec(store: Store, prefix: str) -> Recorded:
     if all(item.path != RESOLVED_SPEC for item in store.client.list_artifacts(run.info.run_id)):
         raise SpecError(f"run {run.info.run_id[:12]} was stopped before it had begun", allowed="run its spec again")
     with tempfile.TemporaryDirectory() as temporary:
-        text = _download(store, run.info.run_id, RESOLVED_SPEC, Path(temporary)).read_text()
+        text = download(store, run.info.run_id, RESOLVED_SPEC, Path(temporary)).read_text()
     try:
         spec = Spec.model_validate_json(text)
     except ValueError as error:
@@ -180,11 +208,19 @@ def _newest(store: Store, experiment_id: str, tags: dict[str, str]) -> Run | Non
     return found[0] if found else None
 
 
-def _all(store: Store, experiment_id: str, where: str, order: str) -> list[Run]:
+def search(store: Store, experiment_id: str, where: str, *, deleted: bool = False) -> list[Run]:
+    """Return every run that a filter of MLflow's search syntax finds, oldest first; with `deleted` those in the bin."""
+    return _all(store, experiment_id, where, "attributes.start_time ASC", deleted=deleted)
+
+
+def _all(store: Store, experiment_id: str, where: str, order: str, *, deleted: bool = False) -> list[Run]:
+    from mlflow.entities import ViewType
+
+    view = ViewType.DELETED_ONLY if deleted else ViewType.ACTIVE_ONLY
     runs: list[Run] = []
     token = None
     while True:
-        page = store.client.search_runs([experiment_id], where, max_results=1000, order_by=[order], page_token=token)
+        page = store.client.search_runs([experiment_id], where, view, max_results=1000, order_by=[order], page_token=token)
         runs += page
         token = page.token
         if not token:
@@ -198,8 +234,8 @@ def _where(tags: dict[str, str]) -> str:
     return " and ".join(f"tags.`{name}` = '{value}'" for name, value in tags.items())
 
 
-def _download(store: Store, run_id: str, name: str, into: Path) -> Path:
-    """Download one artifact. Raises VerificationError where the run does not have it."""
+def download(store: Store, run_id: str, name: str, into: Path) -> Path:
+    """Download one artifact as it is, unchecked. Raises VerificationError where the run does not have it."""
     from mlflow.exceptions import MlflowException
 
     try:

@@ -191,9 +191,7 @@ class Recorder:
 
     def note(self, markdown: str) -> None:
         """Set the run's description. Its first line is a title: the UI folds a note to it."""
-        text = scrub(markdown)
-        cut = "\n\n(cut here: see report.md)"
-        self.tags({NOTE_TAG: text if len(text) <= LONGEST_TAG else text[: LONGEST_TAG - len(cut)] + cut})
+        self.tags({NOTE_TAG: fitting(markdown)})
 
     def reporting(self, reporter: Reporter) -> Reporter:
         """Return a reporter that records step metrics here and passes everything on to `reporter`."""
@@ -205,6 +203,12 @@ class Recorder:
         if self._keys.setdefault(clean, name) != name:
             clean = f"{clean[: names.LONGEST_KEY - 9]}-{sha256_bytes(name.encode())[:8]}"
         return clean
+
+
+def fitting(markdown: str) -> str:
+    """Return a note as the store keeps it: without secrets, and cut where it is too long."""
+    text, cut = scrub(markdown), "\n\n(cut here: see report.md)"
+    return text if len(text) <= LONGEST_TAG else text[: LONGEST_TAG - len(cut)] + cut
 
 
 def _param(value: Any) -> str:

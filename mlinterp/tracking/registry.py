@@ -117,6 +117,30 @@ def resolve_model(store: Store, reference: str) -> ResolvedModel:
     return ResolvedModel(folder / DATA, version.name, int(version.version), model_id, version.run_id or model.source_run_id, digest)
 
 
+def verify_model(store: Store, model_id: str) -> tuple[int, int]:
+    """Fetch a logged model anew and hash its files; return how many there are and their bytes.
+
+    Raises VerificationError, naming the file, where the model is gone or is not what was logged.
+    """
+    from mlflow.exceptions import MlflowException
+
+    with tempfile.TemporaryDirectory(prefix="mlinterp-model-") as temporary:
+        folder = Path(temporary) / "model"
+        try:
+            model = store.client.get_logged_model(model_id)
+            _download(store, model.artifact_location, folder)
+            manifest = read_manifest(folder / DATA)
+            verify(folder / DATA, manifest)
+            said = content_digest(folder / DATA)
+        except (MlflowException, OSError) as error:
+            raise VerificationError(f"model {model_id}: is gone") from error
+        except VerificationError as error:
+            raise VerificationError(str(error).replace(str(folder), f"model {model_id}")) from error
+    if said != model.tags.get(DIGEST_TAG):
+        raise VerificationError(f"model {model_id}: does not match its tag {DIGEST_TAG}")
+    return len(manifest["files"]), sum(entry["bytes"] for entry in manifest["files"].values())
+
+
 def load_sae(reference: str, *, workspace: Path | None = None, uri: str | None = None) -> SAE:
     """Load a registered SAE, verified. The store is found as `open_store` does, from the current folder unless told otherwise."""
     from mlinterp.sae.checkpoint import load_sae as load_files

@@ -1,4 +1,4 @@
-"""The MLflow UI on this machine: one worker, no job runner, 127.0.0.1 only, gone when we are."""
+"""The MLflow UI on this machine, our pages in it: one worker, no job runner, 127.0.0.1 only, gone when we are."""
 
 from __future__ import annotations
 
@@ -10,18 +10,21 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from importlib.metadata import distributions
 from pathlib import Path
 from urllib.error import URLError
 from urllib.request import urlopen
 
 from mlinterp.errors import EnvironmentFault, Interrupted
-from mlinterp.tracking import links, signals, views
+from mlinterp.tracking import links, queries, signals, views
 from mlinterp.tracking.lease import reconcile
 from mlinterp.tracking.store import Store, open_store
 
 HOST = "127.0.0.1"
 START_SECONDS = 90.0
 STOP_SECONDS = 8.0
+APP = "mlinterp"
+"""The name under which MLflow finds our pages: an entry point of the group `mlflow.app`."""
 
 
 def serve(workspace: Path, store_uri: str | None = None, port: int = 5000, say: Callable[[str], object] = print) -> None:
@@ -47,11 +50,11 @@ def serve(workspace: Path, store_uri: str | None = None, port: int = 5000, say: 
 def announcement(store: Store, base_url: str) -> Iterator[str]:
     """Write the saved views of every project and yield what to tell the user: each project's links."""
     yield f"MLflow UI on {store.shown_uri}: {base_url}  (stop with Ctrl-C)"
-    for experiment in store.client.search_experiments():
-        if not store.client.search_runs([experiment.experiment_id], "tags.`mlinterp.type` != ''", max_results=1):
-            continue
+    for experiment in queries.projects(store):
         views.write_views(store, experiment.experiment_id)
         yield f"{experiment.name}"
+        if _has_pages():
+            yield f"  lineage: {links.absolute(base_url, links.lineage(experiment.experiment_id))}"
         yield f"  runs: {links.absolute(base_url, links.experiment(experiment.experiment_id))}"
         for name, address in views.view_links(store, experiment.experiment_id, base_url).items():
             yield f"  {name}: {address}"
@@ -62,9 +65,11 @@ def running(store: Store, port: int) -> Iterator[subprocess.Popen[bytes]]:
     """Start an MLflow server on a store, wait until it answers, and end it with everything that it started."""
     command = [sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1"]
     command += ["--no-serve-artifacts", "--default-artifact-root", str(store.artifact_root)]
+    command += ["--app-name", APP] if _has_pages() else []
     log = _log(store)
     log.parent.mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_BACKEND_STORE_URI": store.uri}
+    environment["PYTHONSAFEPATH"] = "1"  # or what lies in the working folder, such as an old build's metadata, goes before what is installed
     with log.open("wb") as output:
         # a session of its own: a terminal's Ctrl-C reaches us alone, and we end the whole group
         server = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment, start_new_session=True)  # noqa: S603
@@ -74,6 +79,12 @@ def running(store: Store, port: int) -> Iterator[subprocess.Popen[bytes]]:
         finally:
             with signals.deferred():
                 _end(server)
+
+
+def _has_pages() -> bool:
+    """Whether this installation declares our pages to MLflow; a checkout that is only on the path does not."""
+    declared = (entry for found in distributions(name="mlinterp") for entry in found.entry_points)
+    return any((entry.group, entry.name) == ("mlflow.app", APP) for entry in declared)
 
 
 def check_port(port: int) -> None:

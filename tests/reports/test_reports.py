@@ -57,19 +57,12 @@ def trace() -> ExperimentResult:
 
 def sweep() -> ExperimentResult:
     result = ExperimentResult(experiment_type="sae_fit", subject="tiny", metrics={"sweep/n_cells": 4.0})
-    rows = [
-        {
-            "k": k,
-            "metric": metric,
-            "mean": mean,
-            "low": None if k == 16 else mean - 0.02,
-            "high": None if k == 16 else mean + 0.02,
-            "n_seeds": 3,
-        }
-        for k in (8, 16)
-        for metric, mean in (("sae/fvu", 2.4 / k), ("sae/l0", float(k)))
-    ]
-    result.add_table("summary", rows)
+    rows = []
+    for k in (8, 16):
+        rows.append({"setting": f"k_{k}", "k": k, "seeds": 3 if k == 8 else 1})
+        for metric, mean in (("sae/fvu", 2.4 / k), ("sae/l0", float(k))):
+            rows[-1] |= {metric: mean, f"{metric} low": mean - 0.02 if k == 8 else None, f"{metric} high": mean + 0.02 if k == 8 else None}
+    result.add_table("settings", rows)
     return result
 
 
@@ -166,9 +159,9 @@ def test_an_observation_says_that_nothing_was_changed():
 
 
 def test_a_prediction_stands_beside_what_was_measured():
-    row = ["aggregates.mean_delta", "< -0.2", "-0.4219"]
     for page in run_pages():
-        assert any(row in table for table in page.tables)
+        table = next(table for table in page.tables if table[0][0] == "predicted")
+        assert table == [["predicted", "measured", "interval", "null", "p"], ["aggregates.mean_delta < -0.2", "-0.4219", "–", "–", "–"]]
 
 
 def test_a_failed_run_says_why():
@@ -234,9 +227,9 @@ def test_a_study_shows_a_steps_warning_once():
 
 def test_a_sweep_shows_means_with_intervals_and_none_for_one_seed():
     table = Page(sweep_html(sweep(), CELLS)).tables[0]
-    assert table[0] == ["k", "seeds", "sae/fvu", "sae/l0"]
-    assert table[1] == ["8", "3", "0.3 (0.28 to 0.32)", "8 (7.98 to 8.02)"]
-    assert table[2] == ["16", "3", "0.15", "16"]
+    assert table[0] == ["setting", "k", "seeds", "sae/fvu", "sae/l0"]
+    assert table[1] == ["k_8", "8", "3", "0.3 (0.28 to 0.32)", "8 (7.98 to 8.02)"]
+    assert table[2] == ["k_16", "16", "1", "0.15", "16"]
 
 
 def test_a_sweep_lists_every_cell():

@@ -161,7 +161,7 @@ def test_without_a_subject_behaviour_is_not_measured_and_tokens_are_numbers(trac
 
 def test_substitution_and_controls_can_be_left_out(traced, tmp_path):
     result = run(traced, tmp_path, {"evaluate": {"substitution": False}, "controls": False, "n_top_contexts": 0})
-    assert set(result.tables) == {"latents", "reconstruction"}
+    assert set(result.tables) == {"estimates", "latents", "reconstruction"}
     assert not result.diagnostics.warnings
     jsonschema.validate(json.loads((tmp_path / "sae_metrics.json").read_text()), schema("sae_metrics"))
 

@@ -13,6 +13,7 @@ from urllib.request import urlopen
 
 import psutil
 import pytest
+from ports import free_port
 
 from mlinterp.errors import EnvironmentFault, TrackingError
 from mlinterp.io.manifest import write_manifest
@@ -23,12 +24,6 @@ from mlinterp.tracking import flavor, lease, queries, registry, views
 from mlinterp.tracking.life import RunLife
 from mlinterp.tracking.server import check_port, running, serve
 from mlinterp.tracking.store import open_store
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +139,7 @@ def test_serving_prints_links_to_saved_views_and_leaves_no_process_behind(tmp_pa
         "import sys; from pathlib import Path; from mlinterp.tracking.server import serve; serve(Path(sys.argv[1]), port=int(sys.argv[2]))"
     )
     with subprocess.Popen([sys.executable, "-u", "-c", code, str(tmp_path), str(port)], stdout=subprocess.PIPE, text=True) as process:
-        lines = [process.stdout.readline() for _ in range(7)]
+        lines = [process.stdout.readline() for _ in range(8)]
         children = psutil.Process(process.pid).children(recursive=True)
         assert children
         with urlopen(f"http://127.0.0.1:{port}/health", timeout=5) as answer:
@@ -154,8 +149,9 @@ def test_serving_prints_links_to_saved_views_and_leaves_no_process_behind(tmp_pa
         process.send_signal(signum)
         assert process.wait(30) == 0
     assert lines[1].strip() == "maze"
-    assert all("workflowType=machine_learning" in line for line in lines[2:])
-    assert "viewStateShareKey=mlinterp-runs&compareRunsMode=TABLE" in lines[3]
-    assert "viewStateShareKey=mlinterp-hypotheses&compareRunsMode=TABLE" in lines[4]
+    assert lines[2].strip() == f"lineage: http://127.0.0.1:{port}/mlinterp/lineage/{experiment}"
+    assert all("workflowType=machine_learning" in line for line in lines[3:])
+    assert "viewStateShareKey=mlinterp-runs&compareRunsMode=TABLE" in lines[4]
+    assert "viewStateShareKey=mlinterp-hypotheses&compareRunsMode=TABLE" in lines[5]
     psutil.wait_procs(children, timeout=5)
     assert not [child for child in children if child.is_running()]

@@ -1,0 +1,255 @@
+"""The hypotheses of a project, kept in MLflow: each is a run, its page; its evidence is the runs that are tagged with its id.
+
+Where a hypothesis stands is never stored as a truth of its own: it follows from the evidence that there is (`reading.hypotheses`). What is
+written to its page (status, confidence, note) is a copy for people and for the UI's filters, written again until it agrees with the
+evidence after the writing: so of two processes that add evidence at once, the one that writes last has seen both.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mlinterp.errors import SpecError, unknown
+from mlinterp.hypotheses import claims, pages, reading
+from mlinterp.hypotheses.declared import DeclaredHypotheses, read_declared
+from mlinterp.hypotheses.records import Declaration, Hypothesis, Ruling
+from mlinterp.hypotheses.staleness import REPLACED_BY, RETRACTED, Stale, mark
+from mlinterp.project import Project
+from mlinterp.tracking import notes, queries
+from mlinterp.tracking.recorder import Recorder
+from mlinterp.tracking.store import Store, open_store
+
+_ROUNDS = 20
+"""Times that a page is written again because evidence arrived in between."""
+
+_FREE = {"tags", "notes"}
+"""What of a declaration may change after evidence."""
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """The hypotheses of one project.
+
+    Attributes:
+        store, experiment_id: where they are kept.
+        project: the project's name.
+        declared: what the project's `hypotheses.yaml` says.
+    """
+
+    store: Store
+    experiment_id: str
+    project: str
+    declared: DeclaredHypotheses = field(default_factory=DeclaredHypotheses)
+
+    @classmethod
+    def open(cls, project: Project, store: Store | None = None, experiment_id: str | None = None) -> Ledger:
+        """Open a project's ledger and bring in what its `hypotheses.yaml` declares.
+
+        Raises SpecError, with file and line, for a declaration that was changed after there was evidence.
+        """
+        store = store or open_store(project.workspace)
+        ledger = cls(store, experiment_id or store.experiment_id(project.name), project.name, read_declared(project))
+        ledger._bring_in()
+        return ledger
+
+    def _bring_in(self) -> None:
+        there = reading.hypothesis_runs(self.store, self.experiment_id)
+        for name, declared in self.declared.items():
+            if name not in there:
+                self.add(declared, id=name, origin={"from": "declared"})
+            elif (kept := reading.declaration(there[name])) != declared:
+                self._change(name, there[name].info.run_id, kept, declared)
+
+    def _change(self, name: str, run_id: str, kept: Declaration, declared: Declaration) -> None:
+        changed = sorted(key for key in Declaration.model_fields if getattr(kept, key) != getattr(declared, key))
+        if set(changed) - _FREE and reading.evidence_runs(self.store, self.experiment_id, name):
+            problem = f"{', '.join(changed)} changed after there was evidence"
+            allowed = f"declare a new hypothesis with `parent: {name}`, or leave {name} as it was: '{kept.claim[:80]}'"
+            raise self.declared.place(SpecError(problem, field=name, allowed=allowed))
+        Recorder(self.store.client, run_id).tags(_declaration_tags(declared))
+        self.refresh([name])
+
+    def add(self, declared: Declaration, *, id: str | None = None, origin: Mapping[str, str] | None = None) -> Hypothesis:  # noqa: A002
+        """Add a hypothesis and return it; without `id` it gets the next free one.
+
+        Raises SpecError for a parent that there is not, and for an `id` that is taken by another claim.
+        """
+        from mlinterp.tracking.life import opened_page
+
+        parent = self.get(declared.parent) if declared.parent else None
+        with claims.alone_here(self.store):
+            claims.clear_unfinished(self.store, self.experiment_id)
+            taken = reading.hypothesis_runs(self.store, self.experiment_id)
+            if id is not None and id in taken:
+                return self._same(id, declared)
+            tags = {"mlinterp.kind": "hypothesis", "mlinterp.type": "hypothesis", "mlinterp.project": self.project}
+            tags |= {f"{reading.ORIGIN}{key}": value for key, value in (origin or {"from": "added"}).items()}
+            tags |= _declaration_tags(declared) | ({"mlflow.parentRunId": parent.run_id} if parent else {})
+            run_id = opened_page(self.store, self.experiment_id, declared.claim, tags)
+            reserved = {name: None for name in self.declared if name != id}
+
+            def following() -> str:
+                return claims.next_free(self.store, self.experiment_id, reserved)
+
+            got = claims.settle(self.store, self.experiment_id, run_id, following if id is None else None, id or following())
+            if got is None:
+                self.store.client.delete_run(run_id)
+                return self._same(str(id), declared)
+            self.store.client.update_run(run_id, name=f"{got} · {declared.claim[:80]}")
+        self.refresh([got, *([parent.id] if parent else [])])
+        return self.get(got)
+
+    def _same(self, name: str, declared: Declaration) -> Hypothesis:
+        there = self.get(name)
+        if there.declared.claim != declared.claim:
+            raise self.declared.place(
+                SpecError(f"{name} is '{there.declared.claim[:80]}' already", field=name, allowed="choose an id that is free")
+            )
+        return there
+
+    def all(self) -> list[Hypothesis]:
+        """Return every hypothesis in order of its id, judged by all evidence that there is now."""
+        return list(reading.hypotheses(self.store, self.experiment_id).values())
+
+    def get(self, name: str) -> Hypothesis:
+        """Return a hypothesis. Raises SpecError for one that there is not, with the nearest id."""
+        found = reading.hypotheses(self.store, self.experiment_id, [name])
+        if name not in found:
+            there = reading.hypothesis_runs(self.store, self.experiment_id)
+            if not there:
+                raise SpecError(
+                    f"there is no hypothesis '{name}', nor any other yet", field="hypothesis", allowed='`mlinterp hypothesis add "…"`'
+                )
+            raise unknown("hypothesis", name, there, what="hypothesis")
+        return found[name]
+
+    def page(self, name: str) -> str:
+        """Return the run that is a hypothesis's page."""
+        return str(reading.hypothesis_runs(self.store, self.experiment_id)[name].info.run_id)
+
+    def require_open(self, name: str) -> Hypothesis:
+        """Return a hypothesis that takes evidence. Raises SpecError for one that does not, or that there is not."""
+        found = self.get(name)
+        if found.superseded_by:
+            raise SpecError(f"{name} was superseded", field="hypothesis", allowed=f"use {found.superseded_by}", nearest=found.superseded_by)
+        if found.closed:
+            raise SpecError(f"{name} is closed: {found.closed}", field="hypothesis", allowed=f"`mlinterp hypothesis reopen {name}` first")
+        return found
+
+    def supersede(self, name: str, declared: Declaration) -> Hypothesis:
+        """Replace a hypothesis by a new one, its child, and return that. Evidence stays where it is: it was for the old claim."""
+        old = self.require_open(name)
+        copied = declared.tags or old.declared.tags
+        child = self.add(declared.model_copy(update={"parent": name, "tags": copied}), origin={"from": "superseded", "of": name})
+        Recorder(self.store.client, old.run_id).tags({reading.SUPERSEDED_BY: child.id})
+        self.refresh([name, child.id])
+        return self.get(child.id)
+
+    def close(self, name: str, why: str) -> Hypothesis:
+        """Take no more evidence for a hypothesis; where it stands stays."""
+        Recorder(self.store.client, self.require_open(name).run_id).tags({reading.CLOSED: why})
+        self.refresh([name])
+        return self.get(name)
+
+    def reopen(self, name: str) -> Hypothesis:
+        """Take evidence again for a hypothesis that was closed."""
+        found = self.get(name)
+        if not found.closed:
+            raise SpecError(f"{name} is not closed", field="hypothesis")
+        self.store.client.delete_tag(found.run_id, reading.CLOSED)
+        self.refresh([name])
+        return self.get(name)
+
+    def retract(self, run: str, why: str, replaced_by: str | None = None) -> list[Stale]:
+        """Withdraw a run: it is no evidence any more, nor is what rests on it. Return what is stale now.
+
+        Args:
+            run: the run, by the beginning of its id; any run, such as one that fitted an SAE. A study's steps go with it.
+            why: the reason, which everybody will read.
+            replaced_by: the run that takes its place.
+        """
+        run_id = queries.run_by_prefix(self.store, run).info.run_id
+        replacement = {REPLACED_BY: queries.run_by_prefix(self.store, replaced_by).info.run_id} if replaced_by else {}
+        Recorder(self.store.client, run_id).tags({RETRACTED: why, **replacement})
+        return self._after_change(run_id)
+
+    def restore(self, run: str) -> list[Stale]:
+        """Take back a retraction. Return what is still stale. Raises SpecError for a run that was not retracted."""
+        found = queries.run_by_prefix(self.store, run)
+        if RETRACTED not in found.data.tags:
+            raise SpecError(f"run {found.info.run_id[:12]} was not retracted")
+        for tag in (RETRACTED, REPLACED_BY):
+            if tag in found.data.tags:
+                self.store.client.delete_tag(found.info.run_id, tag)
+        return self._after_change(found.info.run_id)
+
+    def _after_change(self, run_id: str) -> list[Stale]:
+        stale = self.stale()
+        self.refresh()
+        notes.rewrite(self.store, run_id)
+        return stale
+
+    def stale(self) -> list[Stale]:
+        """Mark every run that rests on something gone (deleted, retracted, replaced) and return them."""
+        return mark(self.store, self.experiment_id)
+
+    def refresh(self, only: Sequence[str] | None = None) -> None:
+        """Judge hypotheses by the evidence that there is now, and write what came out where people look."""
+        for _ in range(_ROUNDS):
+            found = reading.hypotheses(self.store, self.experiment_id, only)
+            changed = [self._write(one) for one in found.values()]
+            there = reading.hypothesis_runs(self.store, self.experiment_id)
+            changed += [pages.write_page(self.store, found[name], there) for name in found.keys() & there.keys()]
+            changed.append(pages.write_overview(self.store, self.experiment_id, there.values(), self.project))
+            if not any(changed):
+                return
+
+    def _write(self, hypothesis: Hypothesis) -> bool:
+        """Bring a hypothesis's tags, its confidence and the tags of its evidence up to date; return whether anything had to change."""
+        page = self.store.client.get_run(hypothesis.run_id)
+        wanted = {"mlinterp.status": hypothesis.status, "mlinterp.ruling": hypothesis.evaluation.text}
+        wanted["mlinterp.evidence"] = pages.tally(hypothesis)
+        changed = self._tag(page.info.run_id, page.data.tags, wanted)
+        if page.data.metrics.get(pages.CONFIDENCE) != hypothesis.evaluation.confidence:
+            history = self.store.client.get_metric_history(hypothesis.run_id, pages.CONFIDENCE)
+            step = max((point.step for point in history), default=-1) + 1
+            now = int(time.time() * 1000)
+            self.store.client.log_metric(hypothesis.run_id, pages.CONFIDENCE, hypothesis.evaluation.confidence, timestamp=now, step=step)
+            changed = True
+        for ruling in hypothesis.evaluation.rulings:
+            run = queries.get(self.store, ruling.evidence.run_id)
+            if run is not None and self._tag(run.info.run_id, run.data.tags, ruling_tags(ruling)):
+                notes.rewrite(self.store, run.info.run_id)
+                changed = True
+        return changed
+
+    def _tag(self, run_id: str, there: Mapping[str, str], wanted: Mapping[str, str]) -> bool:
+        differing = {name: value for name, value in wanted.items() if there.get(name) != value}
+        if differing:
+            Recorder(self.store.client, run_id).tags(differing)
+        return bool(differing)
+
+    def attach(self, name: str, file: Path) -> None:
+        """Keep a file with a hypothesis, as an artifact of its page."""
+        Recorder(self.store.client, self.get(name).run_id).artifact(file)
+
+    def attached(self, name: str, file: str, into: Path) -> Path | None:
+        """Return a file that is kept with a hypothesis, downloaded, or None where there is none."""
+        run_id = self.get(name).run_id
+        if all(item.path != file for item in self.store.client.list_artifacts(run_id)):
+            return None
+        return Path(self.store.client.download_artifacts(run_id, file, str(into)))
+
+
+def ruling_tags(ruling: Ruling) -> dict[str, str]:
+    """Return how a ruling is shown on the run that it is about."""
+    return {"mlinterp.verdict": ruling.verdict, "mlinterp.standing": ruling.evidence.standing, "mlinterp.ruling": ruling.text[:2000]}
+
+
+def _declaration_tags(declared: Declaration) -> dict[str, str]:
+    tags = {"mlinterp.claim": declared.claim, reading.DECLARATION: declared.model_dump_json(exclude_defaults=True)}
+    tags |= {"mlinterp.parent_hypothesis": declared.parent} if declared.parent else {}
+    return tags | ({"mlinterp.subject": declared.subject} if declared.subject else {})
