@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 ROLES: tuple[str, ...] = typing.get_args(Role)
 STATUSES: tuple[str, ...] = typing.get_args(Status)
 
-app = typer.Typer(no_args_is_help=True, help="Claims, and what speaks for and against them.", short_help="Claims and their evidence.")
+app = typer.Typer(help="Claims, and what speaks for and against them.", short_help="Claims and their evidence.")
 
 
 def _declared_ids() -> list[str]:
@@ -61,6 +61,13 @@ AlphaOption = Annotated[float | None, typer.Option("--alpha", help="Rate at whic
 FeatureOption = Annotated[int | None, typer.Option("--feature-id", help="The latent that it is about.")]
 SubjectOption = Annotated[str | None, typer.Option("--subject", help="The subject that it is about.")]
 TagsOption = Annotated[list[str] | None, typer.Option("--tag", metavar="TAG", help="A word to find it by; repeatable.")]
+
+
+@app.callback(invoke_without_command=True)
+def help_command(context: typer.Context) -> None:
+    """Print the help where nothing is asked."""
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
 
 
 @app.command("add", short_help="Add a hypothesis.")

@@ -25,7 +25,7 @@ from mlinterp.execution.contained import contained
 from mlinterp.execution.session import Original, Place, Session
 from mlinterp.execution.summary import RunSummary
 from mlinterp.experiments.base import ResolvedInput
-from mlinterp.io.digests import VOLATILE
+from mlinterp.io.digests import VOLATILE, sha256_json
 from mlinterp.progress import Reporter, Silent
 from mlinterp.project import find_project
 from mlinterp.result import ExperimentResult
@@ -193,19 +193,23 @@ class _Record:
                 yield role, self._input(run_id, role, reference, source, digests.get(role))
 
     def _input(self, run_id: str, role: str, reference: str, source: str, digest: str | None) -> ResolvedInput:
-        """Return one input as it was taken. A folder of three commands records the digest of its main file alone."""
+        """Return one input as it was taken."""
         if not re.fullmatch(r"[0-9a-f]{32}", source):
             problem = f"run {run_id[:12]} took its {role} from '{source[:80]}', which is no run"
             raise SpecError(problem, allowed="only what runs have made can be taken again")
         if (role, source) not in self._known:
             self._known[role, source] = execution_inputs.from_run(role, reference, source, self.session)
         found = self._known[role, source]
-        if digest is not None and digest != found.digest:
-            files = queries.manifest(self.session.store, source)["files"].values()
-            if digest not in {entry["sha256"] for entry in files}:
-                taken = f"run {run_id[:12]} took {role} {digest[:12]} from run {source[:12]}"
-                raise VerificationError(f"{taken}, which holds {found.digest[:12]} now")
+        if digest is not None and digest != found.digest and digest not in self._other_digests(role, source):
+            taken = f"run {run_id[:12]} took {role} {digest[:12]} from run {source[:12]}"
+            raise VerificationError(f"{taken}, which holds {found.digest[:12]} now")
         return replace(found, reference=reference, digest=digest or found.digest)
+
+    def _other_digests(self, role: str, source: str) -> set[str]:
+        """Return what else the same files go by: the registry leaves digests of files out, a folder of three commands names its main file."""
+        files = execution_inputs.files_of(role, queries.manifest(self.session.store, source))
+        content = {name: entry["content_digest"] for name, entry in files.items() if not name.endswith(".sha256")}
+        return {sha256_json(content), *(entry["sha256"] for entry in files.values())}
 
 
 def _compare(store: Store, original: Original, spec: Spec, summary: RunSummary) -> Reproduction:

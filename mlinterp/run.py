@@ -12,7 +12,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -84,7 +84,7 @@ def run(
     spec.require_standalone()
     session = Session.open(project, reporter or Silent(), again=again)
     with session.refreshed_views():
-        return execute(spec, session, Place(document=document, given=given or {}))
+        return _told(execute(spec, session, Place(document=document, given=given or {})), spec, session)
 
 
 def resume(run_id: str, *, workspace: Path, reporter: Reporter | None = None) -> RunSummary:
@@ -105,7 +105,11 @@ def resume(run_id: str, *, workspace: Path, reporter: Reporter | None = None) ->
     project, again = find_project(workspace / recorded.project_root), recorded.tags.get("mlinterp.again") == "true"
     session = Session.open(project, reporter or Silent(), again=again, experiment_id=recorded.experiment_id)
     with session.refreshed_views():
-        return execute(recorded.spec, session, Place(run_id=recorded.run_id))
+        return _told(execute(recorded.spec, session, Place(run_id=recorded.run_id)), recorded.spec, session)
+
+
+def _told(summary: RunSummary, spec: Spec, session: Session) -> RunSummary:
+    return replace(summary, standings=verdict.standings(spec, session))
 
 
 def execute(spec: Spec, session: Session, place: Place) -> RunSummary:

@@ -6,6 +6,7 @@ bidirectional characters) and none is read as markup.
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -25,6 +26,7 @@ LINE_LIMIT = 300
 LINE_SECONDS = 10.0
 """Seconds between two progress lines where there is no terminal to draw a bar on."""
 
+_TESTS = re.compile(r"(?=\b(?:without role|necessity|sufficiency) \()")
 _ROUTINE = ("seconds", "n_states", "n_examples")
 
 
@@ -154,7 +156,7 @@ def safe(cell: Any, style: str = "") -> Text:
     """Return a value as text without markup that is safe to show; what is such a text stays as it is."""
     from rich.text import Text
 
-    return cell if isinstance(cell, Text) else Text(visible(_text(cell)), style)
+    return cell if isinstance(cell, Text) else Text(visible(scrub(_text(cell))), style)
 
 
 def show(what: RenderableType) -> None:
@@ -167,7 +169,9 @@ def show_summary(summary: RunSummary) -> None:
     show_table(
         ["run", "status", "numbers"], [(_name(summary, depth), _status(summary), _headline(summary)) for depth, summary in _family(summary)]
     )
-    show_lines(f"{child.label or child.run_name}: {child.ruling}" for _, child in _family(summary) if child.ruling)
+    for _, child in _family(summary):
+        show_lines(_ruling(child))
+    show_lines(summary.standings)
     for warning in (summary.result.diagnostics.warnings if summary.result else [])[:10]:
         show_lines([f"warning: {warning}"])
     server = summary.store_uri if summary.store_uri.startswith(("http://", "https://")) else None
@@ -197,6 +201,14 @@ def _name(summary: RunSummary, depth: int) -> str:
 def _status(summary: RunSummary) -> str:
     verdict = f", {summary.verdict}" if summary.verdict else ""
     return summary.status + (", as before" if summary.reused else "") + verdict
+
+
+def _ruling(summary: RunSummary) -> list[str]:
+    """Return a ruling with a line for each of its tests."""
+    said = _TESTS.split(summary.ruling or "")
+    return (
+        [f"{summary.label or summary.run_name} {said[0].rstrip(': ')}", *(f"  {test.rstrip('; ')}" for test in said[1:])] if said[0] else []
+    )
 
 
 def _headline(summary: RunSummary) -> str:

@@ -249,6 +249,7 @@ def test_a_wrong_command_is_one_line_and_exit_code_2(
 def test_every_command_has_help_with_an_example(capsys: pytest.CaptureFixture[str]) -> None:
     names = ["add", "list", "show", "tree", "supersede", "close", "reopen", "import", "export"]
     top = Said(capsys, "hypothesis", "--help").out
+    assert (Said(capsys, "hypothesis").out, Said(capsys, "hypothesis").err) == (top, "")
     for command in [*(["hypothesis", name] for name in names), ["retract"], ["restore"], ["stale"], ["lineage"]]:
         said = Said(capsys, *command, "--help")
         assert said.code == 0

@@ -114,12 +114,12 @@ def test_a_step_takes_subject_seed_and_hypothesis_from_its_study() -> None:
         type="study",
         subject="a",
         seed=7,
-        hypothesis="h1",
+        hypothesis="h001",
         steps=[{"name": "x", "type": "t"}, {"name": "y", "type": "t", "model_type": "b", "seed": 0, "feature_id": 3}],
     )
     first, second = (study.step_spec(step) for step in study.steps)
-    assert (first.subject, first.seed, first.hypothesis, first.type) == ("a", 7, "h1", "t")
-    assert (second.subject, second.seed, second.hypothesis, second.feature_id) == ("b", 0, "h1", 3)
+    assert (first.subject, first.seed, first.hypothesis, first.type) == ("a", 7, "h001", "t")
+    assert (second.subject, second.seed, second.hypothesis, second.feature_id) == ("b", 0, "h001", 3)
     assert not first.is_study
 
 

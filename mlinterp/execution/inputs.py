@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 from mlinterp.errors import SpecError, VerificationError, unknown
 from mlinterp.execution.session import Place, Session
@@ -66,13 +67,18 @@ def _resolve_one(role: str, reference: str, spec: Spec, session: Session, place:
     return from_run(role, reference, run_id, session)
 
 
+def files_of(role: str, manifest: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the entries of a run's manifest that make up a role."""
+    wanted = FILES.get(role, (role,))
+    return {name: entry for name, entry in manifest["files"].items() if name.startswith(wanted)}
+
+
 def from_run(role: str, reference: str, run_id: str, session: Session) -> ResolvedInput:
     """Return what a finished run holds for a role. Raises VerificationError, naming the file, where an artifact is damaged."""
     from mlinterp.tracking import queries
 
     manifest = queries.manifest(session.store, run_id)
-    wanted = FILES.get(role, (role,))
-    files = {name: entry for name, entry in manifest["files"].items() if name.startswith(wanted)}
+    files = files_of(role, manifest)
     if not files:
         raise VerificationError(f"run {run_id[:12]} holds no {role} (its artifacts: {', '.join(sorted(manifest['files'])[:12])})")
     path = queries.fetch(session.store, run_id, sorted(files), session.store.cache / run_id)

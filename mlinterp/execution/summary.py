@@ -25,6 +25,7 @@ class RunSummary:
         error: one line, where it failed.
         verdict: supports, refutes or inconclusive, where something was predicted.
         ruling: the verdict with its test, interval and null, in one line.
+        standings: where the hypotheses that the spec names stand now, a line each.
     """
 
     run_id: str
@@ -40,6 +41,7 @@ class RunSummary:
     error: str | None = None
     verdict: str | None = None
     ruling: str | None = None
+    standings: list[str] = field(default_factory=list)
 
     @property
     def n_failed(self) -> int:

@@ -59,3 +59,9 @@ def rule(spec: Spec, session: Session, run_id: str) -> Ruling | None:
     session.ledger.refresh([spec.hypothesis])
     rulings = session.ledger.get(spec.hypothesis).evaluation.rulings
     return next((ruling for ruling in rulings if ruling.evidence.run_id == run_id), None)
+
+
+def standings(spec: Spec, session: Session) -> list[str]:
+    """Return where each hypothesis of a spec stands now, a line each."""
+    found = [session.ledger.get(name) for name in sorted(spec.hypotheses())]
+    return [f"{one.id} {one.status}, confidence {one.evaluation.confidence:.2g}: {one.declared.claim}" for one in found]

@@ -32,7 +32,7 @@ CAP = 20.0
 WEAK_CAP = 3.0
 """The same for what speaks for a causal claim without an intervention beside a control."""
 
-ROLES: tuple[Role | None, ...] = (None, "necessity", "sufficiency")
+_ROLES: tuple[Role | None, ...] = (None, "necessity", "sufficiency")
 """The tests of a run, in their order."""
 
 
@@ -135,7 +135,7 @@ def evaluate(declared: Declaration, evidence: Sequence[Evidence]) -> Evaluation:
 def _tests(item: Evidence, spending: _Spending) -> tuple[tuple[Tested, ...], _Spending]:
     """Return a run's tests, and where spending stands after them."""
     tests = list[Tested]()
-    for role in ROLES:
+    for role in _ROLES:
         if group := tuple(judgement for judgement in item.judgements if judgement.role == role):
             tests.append(spending.test(role, group))
             spending = spending.after(tests[-1].verdict if item.standing == "counted" else "inconclusive")

@@ -24,7 +24,6 @@ from mlinterp.hypotheses.declared import declare, parents_first
 from mlinterp.hypotheses.ledger import Ledger
 from mlinterp.hypotheses.records import Declaration, Hypothesis, Ruling
 from mlinterp.hypotheses.state_file import EvidenceItem, HistoryEntry, ResearchState, StateHypothesis, load_state, next_id
-from mlinterp.io.atomic import write_bytes
 from mlinterp.tracking import links
 from mlinterp.tracking.recorder import Recorder
 
@@ -63,10 +62,11 @@ def import_state(ledger: Ledger, path: str | os.PathLike[str]) -> dict[str, Hypo
         if item.status == "superseded":
             _supersede(ledger, brought[name], [brought[other.id] for other in state.hypotheses if other.parent_hypothesis == name])
     with tempfile.TemporaryDirectory() as folder:
-        whole = write_bytes(Path(folder) / STATE, Path(path).read_bytes())
+        whole = state.save(Path(folder) / STATE)
         for there in brought.values():
             ledger.attach(there, whole)
-    return {name: ledger.get(brought[name]) for name in theirs}
+    here = {there.id: there for there in ledger.all()}
+    return {name: here[brought[name]] for name in theirs}
 
 
 def _declared(state: ResearchState, item: StateHypothesis, parent: str | None) -> Declaration:
@@ -260,7 +260,7 @@ def _link(ruling: Ruling) -> str:
 
 
 def _strength(likelihood_ratio: float) -> Literal["strong", "moderate", "weak"]:
-    ratio = max(likelihood_ratio, 1 / likelihood_ratio) if likelihood_ratio > 0 else float("inf")
+    ratio = max(likelihood_ratio, 1 / likelihood_ratio)
     return "strong" if ratio >= _STRONG else "moderate" if ratio >= _MODERATE else "weak"
 
 

@@ -17,9 +17,10 @@ from mlinterp.hypotheses import claims, pages, reading
 from mlinterp.hypotheses.declared import DeclaredHypotheses, read_declared
 from mlinterp.hypotheses.records import Declaration, Hypothesis, Ruling
 from mlinterp.hypotheses.staleness import REPLACED_BY, RETRACTED, Stale, mark
+from mlinterp.io.text import scrub
 from mlinterp.project import Project
 from mlinterp.tracking import notes, queries
-from mlinterp.tracking.recorder import Recorder
+from mlinterp.tracking.recorder import LONGEST_TAG, Recorder
 from mlinterp.tracking.store import Store, open_store
 
 _ROUNDS = 20
@@ -60,8 +61,8 @@ class Ledger:
         for name, declared in self.declared.items():
             if name not in there:
                 self.add(declared, id=name, origin={"from": "declared"})
-            elif (kept := reading.declaration(there[name])) != declared:
-                self._change(name, there[name].info.run_id, kept, declared)
+            elif there[name].data.tags.get(reading.DECLARATION) != _declaration_tags(declared)[reading.DECLARATION]:
+                self._change(name, there[name].info.run_id, reading.declaration(there[name]), declared)
 
     def _change(self, name: str, run_id: str, kept: Declaration, declared: Declaration) -> None:
         changed = sorted(key for key in Declaration.model_fields if getattr(kept, key) != getattr(declared, key))
@@ -88,7 +89,7 @@ class Ledger:
             tags = {"mlinterp.kind": "hypothesis", "mlinterp.type": "hypothesis", "mlinterp.project": self.project}
             tags |= {f"{reading.ORIGIN}{key}": value for key, value in (origin or {"from": "added"}).items()}
             tags |= _declaration_tags(declared) | ({"mlflow.parentRunId": parent.run_id} if parent else {})
-            run_id = opened_page(self.store, self.experiment_id, declared.claim, tags)
+            run_id = opened_page(self.store, self.experiment_id, tags["mlinterp.claim"][:80], tags)
             reserved = {name: None for name in self.declared if name != id}
 
             def following() -> str:
@@ -98,7 +99,7 @@ class Ledger:
             if got is None:
                 self.store.client.delete_run(run_id)
                 return self._same(str(id), declared)
-            self.store.client.update_run(run_id, name=f"{got} · {declared.claim[:80]}")
+            self.store.client.update_run(run_id, name=f"{got} · {tags['mlinterp.claim'][:80]}")
         self.refresh([got, *([parent.id] if parent else [])])
         return self.get(got)
 
@@ -221,7 +222,7 @@ class Ledger:
             changed = True
         for ruling in hypothesis.evaluation.rulings:
             run = queries.get(self.store, ruling.evidence.run_id)
-            if run is not None and self._tag(run.info.run_id, run.data.tags, ruling_tags(ruling)):
+            if run is not None and run.info.lifecycle_stage == "active" and self._tag(run.info.run_id, run.data.tags, ruling_tags(ruling)):
                 notes.rewrite(self.store, run.info.run_id)
                 changed = True
         return changed
@@ -252,4 +253,7 @@ def ruling_tags(ruling: Ruling) -> dict[str, str]:
 def _declaration_tags(declared: Declaration) -> dict[str, str]:
     tags = {"mlinterp.claim": declared.claim, reading.DECLARATION: declared.model_dump_json(exclude_defaults=True)}
     tags |= {"mlinterp.parent_hypothesis": declared.parent} if declared.parent else {}
-    return tags | ({"mlinterp.subject": declared.subject} if declared.subject else {})
+    tags |= {"mlinterp.subject": declared.subject} if declared.subject else {}
+    if len(tags[reading.DECLARATION]) > LONGEST_TAG:
+        raise SpecError(f"a claim of {len(tags[reading.DECLARATION])} characters with all its fields", allowed=f"at most {LONGEST_TAG}")
+    return {name: scrub(text) for name, text in tags.items()}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from mlinterp.hypotheses import reading, staleness
@@ -48,8 +47,6 @@ def project_lineage(store: Store, experiment_id: str) -> Lineage:
 def _hypothesis(one: Hypothesis) -> Node:
     declared = one.declared
     facts = {
-        "status": one.status,
-        "confidence": shown(one.evaluation.confidence),
         "why": one.evaluation.text,
         "evidence": tally(one),
         "predicted": declared.prediction,
@@ -87,7 +84,6 @@ def _run(run: Run, ruling: Ruling | None, stale: str | None, known: staleness.Ru
         "retracted": retracted,
         "stale": stale,
         "error": tags.get("mlinterp.error"),
-        "started": datetime.fromtimestamp(run.info.start_time / 1000, UTC).strftime("%Y-%m-%d %H:%M UTC"),
         **dict(numbers[:_NUMBERS]),
     }
     return Node(
@@ -113,10 +109,9 @@ def _absent(run_id: str, known: staleness.Runs) -> Node:
 
 def _refinements(hypotheses: Mapping[str, Hypothesis]) -> Iterator[Edge]:
     for name, one in hypotheses.items():
-        if one.declared.parent in hypotheses:
-            yield Edge(
-                str(one.declared.parent), name, "refines", "superseded" if hypotheses[one.declared.parent].superseded_by == name else ""
-            )
+        parent = hypotheses.get(one.declared.parent or "")
+        if parent is not None:
+            yield Edge(parent.id, name, "refines", "superseded" if parent.superseded_by == name else "")
 
 
 def _between(runs: Iterable[Run], hypotheses: Mapping[str, Hypothesis], rulings: Mapping[str, Ruling]) -> Iterator[Edge]:

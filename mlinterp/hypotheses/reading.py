@@ -40,9 +40,13 @@ def hypothesis_runs(store: Store, experiment_id: str) -> dict[str, Run]:
 
 
 def evidence_runs(store: Store, experiment_id: str, hypothesis: str | None = None) -> list[Run]:
-    """Return the finished runs whose predictions were judged, of one hypothesis or of all, in the order in which they were judged."""
+    """Return the finished runs whose predictions were judged, of one hypothesis or of all, in the order in which they were judged.
+
+    Those in the bin are among them: a test that was made stays made.
+    """
     wanted = f"tags.`{ID}` = '{hypothesis}' and " if hypothesis else f"tags.`{ID}` != '' and "
-    found = queries.search(store, experiment_id, f"{wanted}tags.`{JUDGED_AT}` != '' and attributes.status = 'FINISHED'")
+    where = f"{wanted}tags.`{JUDGED_AT}` != '' and attributes.status = 'FINISHED'"
+    found = [run for deleted in (False, True) for run in queries.search(store, experiment_id, where, deleted=deleted)]
     return sorted(found, key=lambda run: (int(run.data.tags[JUDGED_AT]), run.info.run_id))
 
 
@@ -52,7 +56,8 @@ def evidence(ordered: Iterable[Run], runs: Runs) -> list[Evidence]:
     for run in ordered:
         tags = run.data.tags
         standing, why = _standing(run, runs, answered)
-        answered.add(tags.get("mlinterp.run_key", run.info.run_id))
+        if standing == "counted":
+            answered.add(tags.get("mlinterp.run_key", run.info.run_id))
         found.append(
             Evidence(
                 run_id=run.info.run_id,
@@ -75,6 +80,8 @@ def ruling_alone(store: Store, run_id: str) -> Ruling:
 
 
 def _standing(run: Run, runs: Runs, answered: set[str]) -> tuple[Standing, str | None]:
+    if run.info.lifecycle_stage == "deleted":
+        return "deleted", "it was deleted"
     if run.data.tags.get("mlinterp.run_key") in answered:
         return "duplicate", "the same question on the same inputs with the same code was answered before"
     if run.data.params.get(PREDICTION) != _record(run)[0]:

@@ -16,7 +16,7 @@ Claim = Annotated[str, StringConstraints(min_length=10, max_length=1000)]
 Status = Literal["proposed", "testing", "supported", "refuted", "superseded"]
 Verdict = Literal["supports", "refutes", "inconclusive"]
 Role = Literal["necessity", "sufficiency"]
-Standing = Literal["counted", "duplicate", "unregistered", "stale", "retracted"]
+Standing = Literal["counted", "duplicate", "unregistered", "stale", "retracted", "deleted"]
 
 
 class Declaration(Frozen):
@@ -37,7 +37,7 @@ class Declaration(Frozen):
     feature_id: int | None = Field(None, ge=0, description="the latent that it is about")
     subject: Name | None = Field(None, description="the subject that it is about")
     tags: list[Name] = Field([], max_length=32, description="words to find it by")
-    notes: str | None = Field(None, max_length=4000, description="anything else")
+    notes: str | None = Field(None, max_length=2000, description="anything else")
 
 
 class Judgement(BaseModel):

@@ -71,7 +71,8 @@ def sweep_document(
     if "settings" in result.tables:
         blocks.append(_means(result.tables["settings"]))
     blocks += [*warnings(result), *_own(result, without={"settings", "summary", "cells", "estimates"})]
-    blocks += [Heading("Cells"), _overview("cell", children)]
+    main = _metrics(result.tables["settings"]) if "settings" in result.tables else []
+    blocks += [Heading("Cells"), _overview("cell", children, main)]
     return Document(f"{title(result)} · sweep", [*blocks, *lineage(links), *provenance(result)])
 
 
@@ -82,7 +83,7 @@ def _without_echo(result: ExperimentResult, children: Sequence[Child]) -> Experi
     return result.model_copy(update={"diagnostics": result.diagnostics.model_copy(update={"warnings": kept})})
 
 
-def _overview(noun: str, children: Sequence[Child]) -> Rows:
+def _overview(noun: str, children: Sequence[Child], main: Sequence[str] = ()) -> Rows:
     rows: list[tuple[Cell | Link, ...]] = []
     judged = any(child.ruling for child in children)
     for child in children:
@@ -91,23 +92,29 @@ def _overview(noun: str, children: Sequence[Child]) -> Rows:
         result = child.result
         said = [verdicts.brief(child.ruling)] if judged else []
         rows.append(
-            (name, result.experiment_type if result else None, result.mode if result else None, child.status, *said, _headline(child))
+            (name, result.experiment_type if result else None, result.mode if result else None, child.status, *said, _headline(child, main))
         )
     return Rows((noun, "type", "mode", "status", *(["verdict"] if judged else []), "headline"), tuple(rows))
 
 
-def _headline(child: Child) -> str | None:
+def _headline(child: Child, main: Sequence[str]) -> str | None:
+    """Return a child's main metrics, the first ones where none are named, or why it failed."""
     if child.result is None or not child.result.success:
         return child.error or (child.result.error_message if child.result else None)
-    return ", ".join(f"{name} {shown(value)}" for name, value in list(child.result.metrics.items())[:STEP_METRICS]) or None
+    found = child.result.metrics
+    return ", ".join(f"{name} {shown(found[name])}" for name in main or list(found)[:STEP_METRICS] if name in found) or None
 
 
 def _means(settings: ResultTable) -> Rows:
     """Return a row for each setting, each main metric with its interval in one cell."""
-    metrics = [name for name in settings.columns if f"{name} low" in settings.columns]
+    metrics = _metrics(settings)
     plain = [name for name in settings.columns if not any(name in (metric, f"{metric} low", f"{metric} high") for metric in metrics)]
     rows = tuple((*(row.get(name) for name in plain), *(_with_interval(row, name) for name in metrics)) for row in settings.rows)
     return Rows((*plain, *metrics), rows, settings.description or "")
+
+
+def _metrics(settings: ResultTable) -> list[str]:
+    return [name for name in settings.columns if f"{name} low" in settings.columns]
 
 
 def _with_interval(row: Mapping[str, Cell], metric: str) -> str | None:

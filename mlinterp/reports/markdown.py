@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _NUMBER = r"[-+−]?\d[\w.+-]*"
 _TAME = re.compile(
-    r"""[("'“‘]*[-+−]?[^\W_](?:[\w'’/%·.:=-]*[^\W_])?[)"'”’]*[%.,;:!?…]*|%[)"'”’]*[.,;:!?…]*|[·–—+=−±≤≥-]|[<>]=?|=="""
+    r"""[("'“‘]*[-+−]?[^\W_](?:[\w'’/%·.:=-]*[^\W_])?%?[)"'”’]*[%.,;:!?…]*|%[)"'”’]*[.,;:!?…]*|[·–—+=−±≤≥-]|[<>]=?|=="""
     rf"|\[{_NUMBER},|{_NUMBER}\][.,;]?"
 )
 """Words without a meaning in Markdown, intervals such as `[0.1, 0.2]` among them: nothing defines a link of that name."""

@@ -56,9 +56,10 @@ def opening(
     """Return what was asked, what was predicted, and whether the answer is an observation or an intervention."""
     spec = asked or {}
     blocks: list[Block] = verdicts.standing(ruling)
-    if not result.success:
+    if result.success:
+        blocks.append(Notice(result.mode, result.mode.capitalize(), (_MODE[result.mode],)))
+    else:
         blocks.append(Notice("failure", "Failed", (result.error_message or "without a message",)))
-    blocks.append(Notice(result.mode, result.mode.capitalize(), (_MODE[result.mode],)))
     blocks.append(Heading("What was asked"))
     blocks += [Prose(spec[name]) for name in ("description", "rationale") if spec.get(name)]
     facts: list[tuple[str, Cell]] = [

@@ -11,6 +11,7 @@ queries     finds runs, and reads back what they hold, verified
 flavor      an SAE or a subject as an MLflow model; registering it
 registry    from `models:/NAME@alias` to verified files
 views       saved views of a project in the UI
+view_format how MLflow keeps one
 notes       the lineage of a run, as a note with links up and down
 links       addresses in the UI
 server      the UI, lean, on this machine

@@ -69,7 +69,9 @@ def running(store: Store, port: int) -> Iterator[subprocess.Popen[bytes]]:
     log = _log(store)
     log.parent.mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_BACKEND_STORE_URI": store.uri}
-    environment["PYTHONSAFEPATH"] = "1"  # or what lies in the working folder, such as an old build's metadata, goes before what is installed
+    environment["PYTHONSAFEPATH"] = (
+        "1"  # or what lies in the working folder, such as an old build's metadata, goes before what is installed
+    )
     with log.open("wb") as output:
         # a session of its own: a terminal's Ctrl-C reaches us alone, and we end the whole group
         server = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment, start_new_session=True)  # noqa: S603

@@ -1,125 +1,60 @@
 """Saved views of a project in the MLflow UI, so that a link shows the right columns and charts without a click.
 
-MLflow keeps a saved view as an experiment tag `mlflow.sharedViewState.<key>`: JSON with a name, two dates and the state of the runs
-page, deflated and base64-encoded. The format is MLflow's own and undocumented, so nothing else here knows of it; a UI that no longer
-reads it shows its usual page.
+They are written anew after every command: the names of effects, and which sweeps are the newest, come from the runs there are.
 """
 
 from __future__ import annotations
 
-import base64
-import json
-import time
-import uuid
-import zlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from mlinterp.tracking import links
 from mlinterp.tracking.store import Store
+from mlinterp.tracking.view_format import PREFIX, View, bar, encode, is_untouched, line, parallel, scatter
 
-PREFIX = "mlflow.sharedViewState."
-_MARK = "deflate;"
-_SECTION = "mlinterp"
-Mode = Literal["TABLE", "CHART"]
-
-
-@dataclass(frozen=True)
-class View:
-    """One saved view.
-
-    Attributes:
-        key: stable part of its address.
-        name: what the UI lists it as.
-        mode: whether a link opens it as a table or as charts.
-        columns: shown columns, such as ("metrics", "eval/fvu").
-        order_by: the metric that rows are sorted by, the highest first; the newest run first where None.
-        search: filter in MLflow's search syntax.
-        group_by: tag that rows are grouped by.
-        charts: chart cards in order.
-    """
-
-    key: str
-    name: str
-    mode: Mode
-    columns: Sequence[tuple[str, str]]
-    order_by: str | None = None
-    search: str = ""
-    group_by: str | None = None
-    charts: Sequence[Mapping[str, Any]] = field(default=())
-
-    def state(self) -> dict[str, Any]:
-        """Return the state of the runs page that this view means."""
-        grouping = (
-            {"aggregateFunction": "average", "groupByKeys": [{"mode": "tag", "groupByData": self.group_by}]} if self.group_by else None
-        )
-        # sections in an order of our own: sorted by name, those that MLflow adds for every metric would go before ours
-        cards = [
-            {"uuid": _uuid(self.key, position), "metricSectionId": _SECTION, "deleted": False, "isGenerated": False, **chart}
-            for position, chart in enumerate(self.charts)
-        ]
-        order = {"orderByKey": _column("metrics", self.order_by), "orderByAsc": False} if self.order_by else {}
-        return {
-            **order,
-            "searchFilter": self.search,
-            "startTime": "ALL",
-            "lifecycleFilter": "Active",
-            "datasetsFilter": [],
-            "modelVersionFilter": "All Runs",
-            "selectedColumns": [_column(kind, name) for kind, name in self.columns],
-            "runsHiddenMode": "FIRST_20_RUNS",
-            "groupBy": grouping,
-            "useGroupedValuesInCharts": False,
-            "hideEmptyCharts": True,
-            "compareRunCharts": cards,
-            "compareRunSections": [
-                {"uuid": _SECTION, "name": self.name, "display": True, "isReordered": True, "columns": 2, "cardHeight": 380}
-            ],
-            "isAccordionReordered": True,
-        }
-
-
-def _column(kind: str, name: str) -> str:
-    return f"{kind}.`{name}`"
-
-
-def _uuid(key: str, position: int) -> str:
-    return str(uuid.uuid5(uuid.NAMESPACE_URL, f"mlinterp:{key}:{position}"))
-
-
-def scatter(x: str, y: str) -> dict[str, Any]:
-    """Return a chart of one metric against another, a point for each run."""
-    axes = {"xaxis": {"key": x, "type": "METRIC"}, "yaxis": {"key": y, "type": "METRIC"}}
-    return {"type": "SCATTER", **axes, "runsCountToCompare": 100, "displayName": f"{y} against {x}"}
-
-
-def parallel(params: Sequence[str], metrics: Sequence[str]) -> dict[str, Any]:
-    """Return a parallel-coordinates chart, a line for each run."""
-    return {"type": "PARALLEL", "selectedParams": list(params), "selectedMetrics": list(metrics), "runsCountToCompare": 100}
-
-
-def bar(metric: str) -> dict[str, Any]:
-    """Return a bar for each run."""
-    return {"type": "BAR", "metricKey": metric, "runsCountToCompare": 30}
-
-
-def line(metric: str) -> dict[str, Any]:
-    """Return a metric over steps, a line for each run, on a log scale."""
-    shape = {"metricKey": metric, "selectedMetricKeys": [metric], "xAxisKey": "step", "scaleType": "log", "lineSmoothness": 0}
-    return {"type": "LINE", **shape, "runsCountToCompare": 20}
-
+if TYPE_CHECKING:
+    from mlflow.entities import Run
 
 FLAT = "mlinterp.type"
-"""Grouping by this tag lays the tree of runs flat; a filtered tree hides what it found inside a collapsed parent."""
+"""Grouping by this tag lays the tree of runs flat."""
+NO_HYPOTHESIS = "tags.`mlinterp.kind` != 'hypothesis'"
+"""Hypotheses have runs too, as their pages; they are no results."""
+MOST_EFFECTS = 8
+"""Interventions whose effects become columns and charts."""
+MOST_SWEEPS = 5
+"""Sweeps that have a view of their own: the newest ones."""
+SWEEPS_TAG = "mlinterp.sweeps"
+"""Of a run that is a cell: the sweeps that it is in, since a run that was there already is a cell of several."""
+_SWEEP = "mlinterp-sweep-"
+_NOW = "hypothesis/confidence"
 
 _IDENTITY = [("tags", "mlinterp.type"), ("tags", "mlinterp.subject"), ("tags", "mlinterp.hypothesis"), ("tags", "mlinterp.verdict")]
 
 _HYPOTHESES = View(
+    key="mlinterp-ledger",
+    name="Hypotheses",
+    mode="TABLE",
+    columns=[("tags", "mlinterp.claim"), ("tags", "mlinterp.status"), ("metrics", _NOW), ("tags", "mlinterp.parent_hypothesis")],
+    search="tags.`mlinterp.kind` = 'hypothesis'",
+    charts=[bar(_NOW), line(_NOW, scale="linear")],
+)
+"""In the order of their creation, in which MLflow shows children below their parents, folded."""
+_CONFIDENCE = replace(_HYPOTHESES, key="mlinterp-confidence", name="Confidence in hypotheses", mode="CHART", order_by=_NOW)
+"""In another order nothing is folded, so that charts show every one."""
+
+_BY_HYPOTHESIS = View(
     key="mlinterp-hypotheses",
     name="Runs by hypothesis",
     mode="TABLE",
-    columns=[*_IDENTITY, ("tags", "mlinterp.mode"), ("metrics", "aggregates/mean_delta"), ("metrics", "aggregates/effect_size")],
+    columns=[
+        ("tags", "mlinterp.hypothesis"),
+        ("tags", "mlinterp.verdict"),
+        ("tags", "mlinterp.standing"),
+        *_IDENTITY[:2],
+        ("tags", "mlinterp.mode"),
+        *(("metrics", f"top/{name}") for name in ("adjusted_effect", "effect", "control_effect", "p_adj")),
+    ],
+    search=NO_HYPOTHESIS,
     group_by="mlinterp.hypothesis",
 )
 _RUNS = View(
@@ -134,6 +69,7 @@ _RUNS = View(
             for name in ("subject/exact", "subject/ce_loss", "sae/fvu", "sae/l0", "top/effect", "top/control_effect", "top/p_adj")
         ),
     ],
+    search=NO_HYPOTHESIS,
     group_by=FLAT,
 )
 _SAE_PARAMS = [f"spec.variables.{name}" for name in ("activation", "d_sae", "k")]
@@ -158,55 +94,83 @@ _SAES = View(
         line("sae_fit/fvu"),
     ],
 )
-MOST_EFFECTS = 8
-"""Interventions whose effects become columns and charts."""
 
 
 def project_views(store: Store, experiment_id: str) -> list[View]:
-    """Return the views of a project. The names of effects come from its newest interventional runs, each beside its control."""
+    """Return the views of a project."""
+    return [
+        _RUNS,
+        _HYPOTHESES,
+        _CONFIDENCE,
+        _BY_HYPOTHESIS,
+        _SAES,
+        _effects(store, experiment_id),
+        *(_sweep(run) for run in _newest(store, experiment_id, "tags.`mlinterp.kind` = 'sweep'", MOST_SWEEPS)),
+    ]
+
+
+def _effects(store: Store, experiment_id: str) -> View:
+    """Return each intervention's effect beside its control; their names come from the newest interventional runs."""
     where = "tags.`mlinterp.mode` = 'interventional'"
     effects: dict[str, None] = {}
-    for run in store.client.search_runs([experiment_id], where, max_results=50):
+    for run in _newest(store, experiment_id, where, 50):
         effects |= dict.fromkeys(name.removeprefix("effect/") for name in run.data.metrics if name.startswith("effect/"))
     named = list(effects)[:MOST_EFFECTS]
     columns = [("metrics", f"{side}/{name}") for name in named for side in ("effect", "control", "adjusted")]
     charts = [scatter("top/control_effect", "top/effect"), bar("top/adjusted_effect")]
     charts += [bar(f"{side}/{name}") for name in named for side in ("effect", "control")]
-    shown = View("mlinterp-effects", "Effects beside controls", "CHART", [*_IDENTITY, *columns], search=where, group_by=FLAT, charts=charts)
-    return [_RUNS, _HYPOTHESES, _SAES, shown]
+    return View("mlinterp-effects", "Effects beside controls", "CHART", [*_IDENTITY, *columns], search=where, group_by=FLAT, charts=charts)
+
+
+def _sweep(run: Run) -> View:
+    """Return the cells of a sweep: from what was swept to the metrics that it is read by."""
+    keys = [name.removeprefix("spec.matrix.") for name in run.data.params if name.startswith("spec.matrix.")]
+    params = [f"spec.{key}" if _is_envelope(key) else f"spec.variables.{key.removeprefix('variables.')}" for key in sorted(keys)]
+    metrics = [name for name in run.data.tags.get("mlinterp.headlines", "").split(",") if name]
+    what = [param for param in params if param != "spec.seed"] or params
+    return View(
+        key=f"{_SWEEP}{run.info.run_id[:12]}",
+        name=f"Sweep: {run.info.run_name} ({', '.join(key.rsplit('.', 1)[-1] for key in sorted(keys))})",
+        mode="CHART",
+        columns=[*(("params", name) for name in params), *(("metrics", name) for name in metrics)],
+        order_by=metrics[-1] if metrics else None,
+        search=f"tags.`{SWEEPS_TAG}` LIKE '%{run.info.run_id}%'",
+        charts=[parallel(params, metrics), *(scatter(what[0], metric, over="PARAM") for metric in metrics if what)],
+    )
+
+
+def _is_envelope(key: str) -> bool:
+    return key in {"seed", "subject", "feature_id"} or key.startswith("inputs.")
+
+
+def _newest(store: Store, experiment_id: str, where: str, most: int) -> list[Run]:
+    return list(store.client.search_runs([experiment_id], where, max_results=most, order_by=["attributes.start_time DESC"]))
 
 
 def write_views(store: Store, experiment_id: str) -> None:
-    """Save a project's views in its experiment. One that a person has changed in the UI since is theirs, and stays."""
+    """Save a project's views in its experiment and remove those of older sweeps.
+
+    A view that a person has changed in the UI since is theirs, and stays.
+    """
     tags = store.client.get_experiment(experiment_id).tags
-    for view in project_views(store, experiment_id):
-        tag = PREFIX + view.key
-        if tag not in tags or _is_untouched(tags[tag]):
+    shown = {PREFIX + view.key: view for view in project_views(store, experiment_id)}
+    for tag, view in shown.items():
+        if tag not in tags or is_untouched(tags[tag]):
             store.client.set_experiment_tag(experiment_id, tag, encode(view))
+    for tag, text in tags.items():
+        if tag.startswith(PREFIX + _SWEEP) and tag not in shown and is_untouched(text):
+            _remove(store, experiment_id, tag)
 
 
-def _is_untouched(text: str) -> bool:
+def _remove(store: Store, experiment_id: str, tag: str) -> None:
+    """Remove a view, which another process may have done meanwhile."""
+    from mlflow.exceptions import MlflowException
+
     try:
-        kept = json.loads(text)
-        return bool(kept["createdAt"] == kept["updatedAt"])
-    except (ValueError, KeyError, TypeError):
-        return False
-
-
-def encode(view: View) -> str:
-    """Return a view as the text that MLflow keeps."""
-    now = int(time.time() * 1000)
-    packed = base64.b64encode(zlib.compress(json.dumps(view.state(), separators=(",", ":")).encode(), 9)).decode()
-    return json.dumps({"name": view.name, "createdAt": now, "updatedAt": now, "state": _MARK + packed})
-
-
-def decode(text: str) -> tuple[str, dict[str, Any]]:
-    """Return name and state of a kept view. Raises ValueError for anything else."""
-    kept = json.loads(text)
-    mark, packed = kept["state"][: len(_MARK)], kept["state"][len(_MARK) :]
-    if mark != _MARK:
-        raise ValueError("not a saved view")
-    return kept["name"], json.loads(zlib.decompress(base64.b64decode(packed)))
+        store.client.delete_experiment_tag(experiment_id, tag)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
 
 
 def view_links(store: Store, experiment_id: str, base_url: str) -> dict[str, str]:

@@ -108,12 +108,13 @@ def test_evidence_at_once_a_deleted_run_and_a_restarted_server_leave_a_true_line
     with running(open_store(home), port):
         runs += at_once(tmp_path, f"http://127.0.0.1:{port}", h001, workers, count)
     there = ledger.get(h001)
-    assert {ruling.evidence.run_id for ruling in there.evaluation.rulings} == set(runs[1:])
+    standing = {ruling.evidence.run_id: ruling.evidence.standing for ruling in there.evaluation.rulings}
+    assert standing == {run: "counted" if run != runs[0] else "deleted" for run in runs}
     page = ledger.store.client.get_run(there.run_id)
     assert page.data.tags["mlinterp.status"] == there.status == "supported"
     assert page.data.metrics["hypothesis/confidence"] == there.evaluation.confidence
     assert page.data.tags["mlinterp.evidence"].startswith(f"{2 * workers * count - 1} for")
-    for ruling in there.evaluation.rulings:
+    for ruling in there.evaluation.rulings[1:]:
         assert ledger.store.client.get_run(ruling.evidence.run_id).data.tags["mlinterp.verdict"] == ruling.verdict
     lineage = project_lineage(ledger.store, ledger.experiment_id)
     assert {edge.source for edge in lineage.edges if edge.kind == "evidence"} == set(runs[1:])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -217,12 +218,12 @@ def test_a_ruling_names_its_test_its_interval_and_its_null() -> None:
         text({**below, "value": 5})
         == f"supports: {at} is < 5 (p < 1e-06; matched controls would be as predicted, too; {made}; test 2, judged at 0.0076)"
     )
-    assert text({**below, "value": -30}) == f"inconclusive: {at} is not < -30 (p 0.063; {made}; test 2, judged at 0.0076)"
+    assert text({**below, "value": -30}) == f"inconclusive: {at} is not < -30 (p 0.065; {made}; test 2, judged at 0.0076)"
     assert text({**below, "role": "necessity"}, {"metric": "b.c", "op": ">", "value": 0}) == (
         "inconclusive: without role (inconclusive): b/c > 0 cannot be judged: it has no interval; test 2, judged at 0.0076; "
         f"necessity (supports): {at} is < -25 (p 0.00035; matched controls excluded, p 0.0001; {made}; test 3, judged at 0.0034)"
     )
-    assert text(below, {**below, "value": -26.5}).endswith("; test 2, judged at 0.0076, p 0.049 together")
+    assert text(below, {**below, "value": -26.5}).endswith("; test 2, judged at 0.0076, p 0.047 together")
 
 
 pieces = st.builds(
@@ -286,3 +287,27 @@ def test_status_confidence_and_verdicts_agree_with_each_other(declared: Declarat
         assert 1 / 20 <= ruling.likelihood_ratio <= 20
         assert "\n" not in ruling.text
         before = ruling.confidence
+
+
+def test_the_example_of_the_documentation_is_what_happens() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "verdicts.md").read_text()
+    told = page.split("```text\n")[1].split("```")[0].splitlines()
+    evidence = []
+    for value, low, high, p in ((-28.3, -30.1, -26.6, 1.1e-4), (-6.2, -8.9, -3.4, 0.004), (-2.1, -3.2, -1.1, 0.004)):
+        estimate = Estimate(value=value, low=low, high=high, n=128, interval="bootstrap", null="matched controls", null_value=0.0, p=p)
+        result = ExperimentResult(metrics={"adjusted/zh-last": value}, estimates={"adjusted/zh-last": estimate})
+        evidence.append(run(*judge([Expectation(metric="adjusted/zh-last", op="<", value=-5.0)], result)))
+    found = [evaluate(claim(), evidence[:n]) for n in (1, 2, 3)]
+    assert [one.rulings[-1].text for one in found] == told
+    assert [one.status for one in found] == ["supported", "supported", "testing"]
+    assert [round(one.confidence, 2) for one in found] == [0.95, 0.95, 0.5]
+    withdrawn = evaluate(claim(), [*evidence[:2], dataclasses.replace(evidence[2], standing="retracted"), inside()])
+    assert (withdrawn.status, round(withdrawn.rulings[-1].tests[0][3], 4)) == ("supported", 0.0019)
+
+
+def test_the_rates_of_the_documentation_are_those_that_tests_are_judged_at() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "verdicts.md").read_text()
+    for start, p in (("| judged at, if none", VAGUE), ("| judged at, if all", SURE)):
+        row = next(line for line in page.splitlines() if line.startswith(start))
+        shown = [float(cell) for cell in row.split("|")[2:-1]]
+        assert [round(rate * UNIT, 4) for rate in rates(evaluate(claim(), [inside(p)] * 6))] == shown

@@ -153,6 +153,22 @@ def test_a_run_deleted_in_the_ui_takes_its_evidence_and_what_rests_on_it_with_it
     assert [item.why for item in ledger.stale()] == [f"rests on 'run' ({trace[:12]}), which was deleted"]
 
 
+def test_deleting_a_run_gives_back_none_of_the_error_rate_that_its_test_has_used(session, ledger, h001):
+    first = evidence.run(session, h001, evidence.UNDECIDED)
+    evidence.run(session, h001)
+    judged_at = [test[3] for ruling in ledger.get(h001).evaluation.rulings for test in ruling.tests]
+    ledger.store.client.delete_run(first)
+    rulings = ledger.get(h001).evaluation.rulings
+    assert [ruling.evidence.standing for ruling in rulings] == ["deleted", "counted"]
+    assert [test[3] for ruling in rulings for test in ruling.tests] == judged_at
+
+
+def test_a_question_whose_answer_was_retracted_may_be_answered_again(session, ledger, h001):
+    ledger.retract(evidence.run(session, h001, run_key="same"), "the machine was faulty")
+    evidence.run(session, h001, run_key="same")
+    assert [ruling.evidence.standing for ruling in ledger.get(h001).evaluation.rulings] == ["retracted", "counted"]
+
+
 def test_a_retracted_study_takes_its_steps_with_it(session, ledger, h001):
     study = evidence.run(session, None, kind="study")
     evidence.run(session, h001, parent=study)

@@ -11,7 +11,14 @@ from mlinterp.result import Estimate
 
 def judgement(**fields) -> Judgement:
     estimate = Estimate(value=-17.04, low=-21.3, high=-13.2, n=150, interval="bootstrap", null="random latents", null_value=0.0)
-    base = {"metric": "top/effect", "predicted": "top/effect < -5", "role": "necessity", "side": "inside", "p": 0.0002, "estimate": estimate}
+    base = {
+        "metric": "top/effect",
+        "predicted": "top/effect < -5",
+        "role": "necessity",
+        "side": "inside",
+        "p": 0.0002,
+        "estimate": estimate,
+    }
     return Judgement.model_validate({**base, **fields})
 
 

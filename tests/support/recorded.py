@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
+import evidence
+import pytest
+
+from mlinterp.cli import main
 from mlinterp.execution import verdict
 from mlinterp.execution.publish import publish
 from mlinterp.execution.session import Place, Session
 from mlinterp.execution.summary import RunSummary
 from mlinterp.experiments.base import ResolvedInput
 from mlinterp.io.digests import sha256_json
+from mlinterp.progress import Silent
 from mlinterp.result import Estimate, ExperimentResult
 from mlinterp.run import Plan, complete, identity, record_question, run_name
 from mlinterp.spec import Spec
@@ -54,3 +60,24 @@ def record(
         verdict.judge(spec, finished, life.recorder)
     verdict.rule(spec, session, life.run_id)
     return life.run_id
+
+
+def workspace(root: Path, **hypotheses: dict[str, Any]) -> Iterator[Session]:
+    """Make a workspace with one project (`maze`) and a store, and yield a session on it while it is the working folder."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        for name in ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID"):
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.chdir(root)
+        yield Session.open(evidence.project(root, hypotheses=hypotheses or None), Silent())
+
+
+class Said:
+    """What a command line printed, and its exit code."""
+
+    def __init__(self, capsys: pytest.CaptureFixture[str], *arguments: str) -> None:
+        self.code = 0
+        try:
+            main(list(arguments))
+        except SystemExit as stop:
+            self.code = int(stop.code or 0)
+        self.out, self.err = capsys.readouterr()

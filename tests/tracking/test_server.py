@@ -139,7 +139,10 @@ def test_serving_prints_links_to_saved_views_and_leaves_no_process_behind(tmp_pa
         "import sys; from pathlib import Path; from mlinterp.tracking.server import serve; serve(Path(sys.argv[1]), port=int(sys.argv[2]))"
     )
     with subprocess.Popen([sys.executable, "-u", "-c", code, str(tmp_path), str(port)], stdout=subprocess.PIPE, text=True) as process:
-        lines = [process.stdout.readline() for _ in range(8)]
+        lines = [process.stdout.readline()]
+        while "mlinterp-effects" not in lines[-1]:
+            lines.append(process.stdout.readline())
+            assert lines[-1]
         children = psutil.Process(process.pid).children(recursive=True)
         assert children
         with urlopen(f"http://127.0.0.1:{port}/health", timeout=5) as answer:
@@ -151,7 +154,7 @@ def test_serving_prints_links_to_saved_views_and_leaves_no_process_behind(tmp_pa
     assert lines[1].strip() == "maze"
     assert lines[2].strip() == f"lineage: http://127.0.0.1:{port}/mlinterp/lineage/{experiment}"
     assert all("workflowType=machine_learning" in line for line in lines[3:])
-    assert "viewStateShareKey=mlinterp-runs&compareRunsMode=TABLE" in lines[4]
-    assert "viewStateShareKey=mlinterp-hypotheses&compareRunsMode=TABLE" in lines[5]
+    for view in ("runs&compareRunsMode=TABLE", "hypotheses&compareRunsMode=TABLE", "effects&compareRunsMode=CHART"):
+        assert any(f"viewStateShareKey=mlinterp-{view}" in line for line in lines[4:])
     psutil.wait_procs(children, timeout=5)
     assert not [child for child in children if child.is_running()]

@@ -47,12 +47,17 @@ def tab(browser):
     page = browser.new_page(viewport={"width": 1440, "height": 900})
     page.set_default_timeout(20_000)
     page.said, page.asked = [], []
-    page.on("console", lambda message: page.said.append(f"{message.type}: {message.text}"))
+    page.on("console", lambda message: page.said.append(_line(message)))
     page.on("pageerror", lambda error: page.said.append(f"error: {error}"))
     page.on("dialog", lambda dialog: (page.said.append(f"dialog: {dialog.message}"), dialog.dismiss()))
     page.on("request", lambda request: page.asked.append(request.url))
     yield page
     page.close()
+
+
+def _line(message) -> str:
+    where = message.location.get("url", "") if "Failed to load" in message.text else ""
+    return f"{message.type}: {message.text} {where}".strip()
 
 
 class Investigation:

@@ -3,7 +3,7 @@
 const ZOOM = { least: 0.06, start: 1.25, most: 3 };
 
 function makeCamera(canvas, stage) {
-  const view = { x: 0, y: 0, k: 1 };
+  const view = { x: 0, y: 0, k: 1, whole: false }; // whole: all of the graph is in view, by an own doing of the page
   const apply = () => {
     stage.setAttribute("transform", `translate(${view.x} ${view.y}) scale(${view.k})`);
     canvas.classList.toggle("far", view.k < 0.45);
@@ -12,7 +12,7 @@ function makeCamera(canvas, stage) {
 
   const zoom = (factor, x = room().width / 2, y = room().height / 2) => {
     const k = Math.min(ZOOM.most, Math.max(ZOOM.least, view.k * factor));
-    Object.assign(view, { x: x - ((x - view.x) * k) / view.k, y: y - ((y - view.y) * k) / view.k, k });
+    Object.assign(view, { x: x - ((x - view.x) * k) / view.k, y: y - ((y - view.y) * k) / view.k, k, whole: false });
     apply();
   };
   const look = (x, y, k) => {
@@ -24,6 +24,7 @@ function makeCamera(canvas, stage) {
     const { width, height } = room();
     const k = Math.min(ZOOM.start, width / (box.right - box.left + 48), height / (box.bottom - box.top + 48));
     look((box.left + box.right) / 2, (box.top + box.bottom) / 2, Math.max(ZOOM.least, k));
+    view.whole = true;
   };
   // As wide as the canvas, but no smaller than `least`; then `anchor` (a node's place) is in view.
   const fitWidth = (box, anchor, least) => {
@@ -35,6 +36,7 @@ function makeCamera(canvas, stage) {
     };
     const margin = 24;
     look(along(box.left - margin, box.right + margin, anchor.x, width), along(box.top - margin, box.bottom + margin, anchor.y, height), k);
+    view.whole = k * (box.right - box.left) <= width && k * (box.bottom - box.top) <= height;
   };
   // Move as little as needed for a place to be in view.
   const reveal = (place, margin = 40) => {
@@ -46,6 +48,8 @@ function makeCamera(canvas, stage) {
   };
   // A place that has moved in the layout stays where it is on the screen.
   const keep = (before, after) => {
+    if (before.x === after.x && before.y === after.y) return;
+    view.whole = false;
     view.x += view.k * (before.x - after.x);
     view.y += view.k * (before.y - after.y);
     apply();
@@ -71,6 +75,7 @@ function makeCamera(canvas, stage) {
       canvas.classList.add("dragging", "dragged");
     }
     drag = { x: event.clientX, y: event.clientY };
+    view.whole = false;
     view.x += dx;
     view.y += dy;
     apply();
@@ -82,5 +87,5 @@ function makeCamera(canvas, stage) {
     });
   }
 
-  return { zoom, fit, fitWidth, reveal, keep };
+  return { zoom, fit, fitWidth, reveal, keep, isWhole: () => view.whole };
 }

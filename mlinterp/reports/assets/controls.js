@@ -6,7 +6,7 @@ function listen(refresh) {
   const hold = (id) => page.drawn.nodes.get(id)?.focus({ preventScroll: true });
 
   canvas.addEventListener("click", (event) => {
-    if (canvas.classList.contains("dragged")) return;
+    if (event.detail > 1 || canvas.classList.contains("dragged")) return;
     const card = cardAt(event);
     if (!card) return select(null);
     const { id } = card.dataset;
@@ -15,8 +15,8 @@ function listen(refresh) {
     hold(id);
   });
   canvas.addEventListener("dblclick", (event) => {
-    const link = page.model.nodes.get(cardAt(event)?.dataset.id)?.link;
-    if (link) location.assign(link);
+    const link = page.model.nodes.get(page.selected)?.link; // the first click selected; what is below the second may have moved
+    if (link && !event.target.closest(".toggle")) location.assign(link);
   });
   canvas.addEventListener("keydown", (event) => {
     const card = cardAt(event);

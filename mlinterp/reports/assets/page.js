@@ -50,7 +50,6 @@ drawLegend(byId("legend"));
 drawHead(model);
 page.selected = recalled();
 openScene(model);
-overview();
 listen(refresh);
 window.addEventListener("hashchange", () => select(recalled()));
 document.documentElement.dataset.ready = "true";

@@ -17,6 +17,15 @@ function openScene(model) {
   page.filters = makeFilters(byId("filters"), () => arrange());
   page.groups.collapsed = model.nodes.size > LARGE;
   showModel(model);
+  overview();
+  new ResizeObserver(settle).observe(canvas);
+}
+
+// The room has changed, as when the details open: all stays in view where all was, else what is selected.
+function settle() {
+  const spot = page.placed.nodes.get(page.graph.standsFor.get(page.selected));
+  if (page.camera.isWhole()) overview();
+  else if (spot) page.camera.reveal(spot);
 }
 
 function showModel(model) {
@@ -85,8 +94,7 @@ function select(id) {
   remember(page.selected);
   if (wasFocused) arrange(page.selected);
   else light();
-  const spot = page.placed.nodes.get(page.graph.standsFor.get(page.selected));
-  if (spot) page.camera.reveal(spot);
+  settle();
 }
 
 function seek(query) {
