@@ -54,6 +54,7 @@ def main() -> None:
     experiment = client.get_experiment_by_name(options.project).experiment_id
     study = newest(client, experiment, "tags.`mlinterp.kind` = 'study'")
     where = newest(client, experiment, "tags.`mlinterp.label` = 'where'")
+    claim = newest(client, experiment, "tags.`mlinterp.kind` = 'hypothesis' and tags.`mlinterp.status` != 'proposed'")
     model = next(found.name for found in client.search_registered_models() if found.name.startswith(options.project))
     runs = f"{options.url}/#/experiments/{experiment}/runs"
     with sync_playwright() as playwright:
@@ -67,6 +68,10 @@ def main() -> None:
         shoot(page, f"{runs}/{where}/artifacts/tables/addresses.csv?{QUERY}", "table")
         shoot(page, f"{runs}/{where}/artifacts/figures/agreement_by_address.png?{QUERY}", "figure")
         shoot(page, f"{options.url}/#/models/{model}?{QUERY}", "model")
+        shoot(page, f"{runs}?viewStateShareKey=mlinterp-ledger&compareRunsMode=TABLE&{QUERY}", "hypotheses")
+        shoot(page, f"{runs}?viewStateShareKey=mlinterp-hypotheses&compareRunsMode=TABLE&{QUERY}", "by_hypothesis")
+        shoot(page, f"{runs}/{claim}?{QUERY}", "hypothesis")
+        shoot(page, f"{options.url}/mlinterp/lineage/{experiment}", "lineage")
         browser.close()
 
 

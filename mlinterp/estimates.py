@@ -76,7 +76,7 @@ def largest_of(m: int, found: Estimate) -> Estimate:
     if m == 1:
         return found
     p = None if found.p is None else min(1.0, m * found.p)
-    words = f"{found.interval}; widened, as the largest of {m} was chosen (Bonferroni)"
+    words = f"{found.interval}, widened for the largest of {m} (Bonferroni)"
     if found.low is None or found.high is None:
         return found.model_copy(update={"p": p})
     wide = widened(Interval(found.value, found.low, found.high), found.level, 1 - (1 - found.level) / m, found.df)

@@ -70,7 +70,7 @@ def report_command(
 
 
 def compare_command(
-    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Two or more runs, each by the beginning of its id.")],
+    runs: Annotated[list[str], typer.Argument(metavar="RUN", help="Two or more runs, each by the beginning of its id.")],
     metrics: Annotated[
         list[str] | None, typer.Option("--metric", "-m", metavar="NAME", help="Compare this metric; repeatable.", show_default=False)
     ] = None,
@@ -125,7 +125,7 @@ def reproduce_command(
 
 
 def verify_command(
-    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Finished runs, each by the beginning of its id.")],
+    runs: Annotated[list[str], typer.Argument(metavar="RUN", help="Finished runs, each by the beginning of its id.")],
     quiet: QuietOption = False,
 ) -> None:
     """Hash the artifacts of runs again and compare them with what was recorded, those of a study's steps and a sweep's cells included.
@@ -141,6 +141,7 @@ def verify_command(
     workspace, reporter = find_workspace("."), _reporter(quiet)
     found = [verify(run, workspace, reporter) for run in runs]
     show_table(["", "run", "id", "files", "size"], [row for one in found for row in _verified(one)])
+    show_lines(f"{one.run_id[:12]}: {one.remark}" for top in found for one in top.family() if one.remark)
     problems = [(one, problem) for top in found for one in top.family() for problem in one.problems]
     show_lines(f"{one.run_id[:12]}: {problem}" for one, problem in problems)
     if problems:
@@ -213,7 +214,7 @@ def _exact(value: float | None) -> str:
 
 
 def _verified(found: Verification, depth: int = 0) -> Iterator[tuple[str, str, str, str, str]]:
-    outcome = found.remark or ("ok" if not found.problems else _count(len(found.problems), "problem"))
+    outcome = _count(len(found.problems), "problem") if found.problems else "–" if found.remark else "ok"
     size = f"{found.n_bytes / 2**20:.1f} MiB" if found.n_files else ""
     yield outcome, "  " * depth + (found.label or found.run_name), found.run_id[:12], str(found.n_files or ""), size
     for child in found.children:

@@ -98,6 +98,8 @@ def _of_run(store: Store, run: Run) -> Report:
     asked = spec.model_dump(mode="json", exclude_none=True) if spec is not None else {}
     below = contained(store, run.info.experiment_id, run.info.run_id, spec, result)
     family = {label: store.client.get_run(run_id) for label, run_id in below.items()}
+    if any(child.data.tags.get("mlinterp.mode") == "interventional" for child in family.values()):
+        result.mode = "interventional"
     rulings = _rulings(store, [run, *family.values()])
     ruling, onward = rulings.get(run.info.run_id), _lineage(store, run)
     if run.data.tags.get("mlinterp.kind") in staleness.COMPOSITES:
@@ -132,7 +134,7 @@ def _came_out(store: Store, run: Run) -> ExperimentResult:
     except VerificationError:
         if run.info.status == "FINISHED" and "mlinterp.spec_sha256" in tags:
             raise
-    told = {"experiment_type": tags.get("mlinterp.type", ""), "subject": tags.get("mlinterp.subject")}
+    told = {"experiment_type": tags.get("mlinterp.type", tags.get("mlinterp.kind", "")), "subject": tags.get("mlinterp.subject")}
     if run.info.status == "FINISHED":
         return ExperimentResult(**told)
     error = tags.get("mlinterp.error", f"it ended as {run.info.status} and left no result")

@@ -144,10 +144,12 @@ def reproduce(reference: str, workspace: Path, reporter: Reporter | None = None)
         MlinterpError: it could not be executed again; the new run has FAILED and says why.
     """
     store = open_store(workspace)
-    recorded = queries.recorded_spec(store, reference)
-    status = queries.run_by_prefix(store, recorded.run_id).info.status
-    if status != "FINISHED":
-        raise SpecError(f"run {recorded.run_id[:12]} is {status}", allowed="only a finished run can be reproduced")
+    run = queries.run_by_prefix(store, reference)
+    if "mlinterp.spec_sha256" not in run.data.tags:
+        raise SpecError(f"run {run.info.run_id[:12]} executed no spec", allowed="name one that did, such as one that it contains")
+    if run.info.status != "FINISHED":
+        raise SpecError(f"run {run.info.run_id[:12]} is {run.info.status}", allowed="only a finished run can be reproduced")
+    recorded = queries.recorded_spec(store, run.info.run_id)
     project = find_project(workspace / recorded.project_root)
     session = Session.open(project, reporter or Silent(), again=True, experiment_id=recorded.experiment_id)
     original = _Record(session).original(recorded.run_id, recorded.spec)
@@ -206,7 +208,7 @@ class _Record:
         return replace(found, reference=reference, digest=digest or found.digest)
 
     def _other_digests(self, role: str, source: str) -> set[str]:
-        """Return what else the same files go by: the registry leaves digests of files out, a folder of three commands names its main file."""
+        """Return what else the same files go by: in the registry without files of digests, in a folder of three commands by one file."""
         files = execution_inputs.files_of(role, queries.manifest(self.session.store, source))
         content = {name: entry["content_digest"] for name, entry in files.items() if not name.endswith(".sha256")}
         return {sha256_json(content), *(entry["sha256"] for entry in files.values())}
@@ -246,10 +248,16 @@ def _compare(store: Store, original: Original, spec: Spec, summary: RunSummary) 
 
 
 def _numbers(before: ExperimentResult, now: ExperimentResult) -> Iterator[NumberChange]:
-    sides = before.numbers(), now.numbers()
+    sides = [{**result.numbers(), **_bounds(result)} for result in (before, now)]
     for name in dict.fromkeys([*sides[0], *sides[1]]):
         if name.rsplit("/", 1)[-1] not in TOLD:
             yield NumberChange(name, sides[0].get(name), sides[1].get(name))
+
+
+def _bounds(result: ExperimentResult) -> dict[str, float]:
+    """Return what belongs to the estimates of a result: their intervals and p values, named after the number."""
+    found = {f"{name} {part}": getattr(item, part) for name, item in result.estimates.items() for part in ("low", "high", "p")}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def _files(store: Store, before: str, now: str) -> Iterator[FileChange]:

@@ -15,10 +15,13 @@ from mlinterp.stats import (
     benjamini_hochberg,
     bootstrap_intervals,
     bootstrap_means,
+    bootstrap_ratios,
     control_adjusted,
     mean_t_interval,
+    mean_t_p,
     sign_flip_p,
     single_case_p,
+    widened,
     wilson_interval,
 )
 
@@ -163,3 +166,50 @@ def test_the_single_case_p_is_the_two_sample_t_test_with_one_case() -> None:
 def test_the_single_case_p_is_uniform_when_the_case_is_one_of_the_controls() -> None:
     p = [single_case_p(draw[0], draw[1:]) for draw in rng(23).normal(size=(2000, 6))]
     assert scipy_stats.kstest(p, "uniform").pvalue > 0.01
+
+
+def test_the_p_value_over_seeds_is_scipys_one_sample_t_test() -> None:
+    values = rng(30).normal(0.4, 1.0, size=7)
+    assert mean_t_p(values) == pytest.approx(scipy_stats.ttest_1samp(values, 0.0).pvalue, rel=1e-12)
+    assert [mean_t_p([3.0]), mean_t_p([2.0, 2.0]), mean_t_p([0.0, 0.0])] == [1.0, 0.0, 1.0]
+
+
+def test_a_ratio_with_equal_weights_has_the_percentile_interval_of_the_mean() -> None:
+    values = rng(31).exponential(size=(40, 2))
+    got = bootstrap_ratios(values, np.full_like(values, 3.0), 400, rng=rng(32))
+    resampled = bootstrap_means(values, 400, rng(32)) / 3.0
+    for column, at in enumerate(got):
+        expected = [values[:, column].mean() / 3.0, *np.quantile(resampled[:, column], [0.025, 0.975])]
+        assert at == pytest.approx(expected, rel=1e-12)
+
+
+def test_a_ratio_of_resampled_sums_is_covered_about_as_often_as_it_says_although_rows_within_an_example_are_alike() -> None:
+    covered = 0
+    for seed in range(300):
+        draws = rng(1000 + seed)
+        rows = draws.integers(1, 6, size=60)
+        means = draws.normal(2.0, 1.0, size=60)  # all rows of an example share its mean
+        (at,) = bootstrap_ratios((means * rows)[:, None], rows[:, None].astype(float), 300, rng=draws)
+        covered += at.low <= 2.0 <= at.high
+    assert 0.90 <= covered / 300 <= 0.985
+
+
+def test_a_ratio_without_a_second_unit_or_with_weights_that_change_sign_has_no_interval() -> None:
+    (single,) = bootstrap_ratios(np.array([[3.0]]), np.array([[2.0]]), rng=rng())
+    assert single.estimate == 1.5
+    assert math.isnan(single.low)
+    unsure, empty = bootstrap_ratios(np.ones((4, 2)), np.array([[1.0, 0.0], [-0.9, 0.0], [1.0, 0.0], [-0.9, 0.0]]), rng=rng())
+    assert unsure.estimate == pytest.approx(20.0)
+    assert math.isnan(unsure.low)
+    assert all(map(math.isnan, empty))
+    with pytest.raises(ValueError, match="finite"):
+        bootstrap_ratios(np.ones((2, 1)), np.ones((3, 1)), rng=rng())
+
+
+def test_an_interval_widened_to_another_level_is_the_one_that_the_distribution_gives_at_that_level() -> None:
+    values = rng(33).normal(size=6)
+    narrow, wide = mean_t_interval(values, 0.9), mean_t_interval(values, 0.99)
+    assert widened(narrow, 0.9, 0.99, df=5) == pytest.approx(wide, rel=1e-12)
+    skewed = widened(Interval(1.0, 0.9, 1.4), 0.95, 0.99)
+    factor = scipy_stats.norm.ppf(0.995) / scipy_stats.norm.ppf(0.975)
+    assert skewed == pytest.approx((1.0, 1.0 - 0.1 * factor, 1.0 + 0.4 * factor), rel=1e-12)

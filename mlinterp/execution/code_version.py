@@ -8,7 +8,18 @@ from pathlib import Path
 
 import mlinterp
 
-COMPUTES = ("experiments", "interventions", "sae", "subjects", "tracing", "stats.py", "determinism.py", "trainer.py", "spec.py")
+COMPUTES = (
+    "experiments",
+    "interventions",
+    "sae",
+    "subjects",
+    "tracing",
+    "stats.py",
+    "estimates.py",
+    "determinism.py",
+    "trainer.py",
+    "spec.py",
+)
 """The parts whose change can change a number."""
 
 

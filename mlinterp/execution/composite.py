@@ -60,7 +60,7 @@ class Composite:
 
         A failing step ends its study. A failing cell leaves its siblings alone; a sweep fails only when every cell does.
         """
-        from mlinterp.tracking.recorder import Recorder
+        from mlinterp.tracking.views import mark_sweep
 
         before = earlier_children(session, run_id) if place.run_id else {}
         done: dict[str, RunSummary] = {}
@@ -81,7 +81,7 @@ class Composite:
         if all(child.status != "FINISHED" for child in runs):
             raise ExperimentError(f"all {len(runs)} cells failed; the first: {runs[0].error}")
         result, shown = sweep_result(self.spec, [child.cell for child in everything], runs)
-        Recorder(session.store.client, run_id).tags({"mlinterp.headlines": ",".join(shown)})  # the sweep's saved view shows these
+        mark_sweep(session.store, run_id, [child.run_id for child in runs if child.status == "FINISHED"], shown)
         return result, runs
 
     def _run_child(self, child: Child, session: Session, where: Place, execute: Execute) -> RunSummary:

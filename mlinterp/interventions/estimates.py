@@ -15,14 +15,15 @@ CHANCE = "chance agreement: the untouched answers with the source's"
 def report_estimates(report: dict[str, Any]) -> dict[str, Estimate]:
     """Return the estimates of a report, named like the metrics that `tables.fill_result` makes of it.
 
-    The largest effect was found by looking at every intervention that was applied, so it counts as one of that many.
+    The largest effect, and the largest of a latent alone, was found by looking at all of them, so it counts as one of that many.
     """
     n, found = report["baseline"]["n"], dict[str, Estimate]()
     applied = [item for item in report["interventions"] if item["effect"] is not None]
-    if applied:
-        top = largest(applied)
-        for name in ("adjusted_effect", "effect"):
-            found[f"top/{name}"] = largest_of(len(applied), _effects(top, n, _controls(report, top["id"]))[name])
+    for stage, items in (("top", applied), ("top_latent", single_latents(report))):
+        if items:
+            top = largest(items)
+            for name in ("adjusted_effect", "effect"):
+                found[f"{stage}/{name}"] = largest_of(len(items), _effects(top, n, _controls(report, top["id"]))[name])
     for item in applied:
         own = _effects(item, n, _controls(report, item["id"]))
         found[f"effect/{item['id']}"] = own["effect"]
@@ -33,6 +34,12 @@ def report_estimates(report: dict[str, Any]) -> dict[str, Estimate]:
     if report["baseline"]["exact"] is not None:
         found["baseline/exact"] = share(round(report["baseline"]["exact"] * n), n)
     return found
+
+
+def single_latents(report: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the interventions on one latent alone that were applied."""
+    ranked = {entry["intervention"] for entry in report["top_causal_features"]}
+    return [item for item in report["interventions"] if item["id"] in ranked]
 
 
 def largest(applied: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import statistics
 from typing import Any
 
 from mlinterp.estimates import record
-from mlinterp.interventions.estimates import largest, report_estimates
+from mlinterp.interventions.estimates import largest, report_estimates, single_latents
 from mlinterp.result import Aggregates, ExperimentResult, Figure
 
 _SHOWN = ("exact", "token_acc", "margin", "log_prob", "kl", "agreement")
@@ -33,9 +33,10 @@ def fill_result(result: ExperimentResult, report: dict[str, Any]) -> ExperimentR
     if applied:
         _add_effects(result, applied, report["primary_outcome"])
         _add_addresses(result, items, report["primary_outcome"])
-    if applied:
-        top = largest(applied)["effect"]
-        result.metrics = {f"top/{name}": top[name] for name in ("adjusted_effect", "effect", "control_effect", "p_adj")}
+    for stage, some in (("top", applied), ("top_latent", single_latents(report))):
+        if some:
+            top = largest(some)["effect"]
+            result.metrics |= {f"{stage}/{name}": top[name] for name in ("adjusted_effect", "effect", "control_effect", "p_adj")}
     for item in applied:
         effect = item["effect"]
         result.metrics[f"effect/{item['id']}"] = effect["effect"]

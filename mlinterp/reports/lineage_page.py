@@ -22,23 +22,9 @@ from mlinterp.reports import document
 from mlinterp.reports.lineage_graph import Lineage
 
 ASSETS = Path(__file__).with_name("assets")
-SCRIPTS = (
-    "dagre.min",
-    "dom",
-    "looks",
-    "model",
-    "layout",
-    "camera",
-    "draw",
-    "tree",
-    "filters",
-    "search",
-    "details",
-    "scene",
-    "controls",
-    "page",
-)
-"""In the order in which they are joined to one script; `dagre.min` is the one that is not ours (its licence is in it)."""
+LIBRARY = "dagre.min"
+SCRIPTS = ("dom", "text", "looks", "model", "layout", "camera", "draw", "tree", "filters", "search", "details", "scene", "controls", "page")
+"""Ours, in the order in which they are joined to one script, after the library (whose licence is in it)."""
 
 _UNSAFE = {ord(char): f"\\u{ord(char):04x}" for char in "<>&\u2028\u2029"}
 _SLOT = re.compile(r"<!--(\w+)-->")
@@ -103,8 +89,8 @@ def policy(live: bool) -> str:
 
 @cache
 def _frame() -> dict[str, str]:
-    own = "\n".join(_asset(f"{name}.js") for name in SCRIPTS[1:])
-    script = f'{_asset(f"{SCRIPTS[0]}.js")}(() => {{\n"use strict";\n{own}}})();\n'
+    own = "\n".join(_asset(f"{name}.js") for name in SCRIPTS)
+    script = f'{_asset(f"{LIBRARY}.js")}(() => {{\n"use strict";\n{own}}})();\n'
     return {"page": _asset("page.html"), "style": _asset("page.css"), "script": script}
 
 

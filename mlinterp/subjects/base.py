@@ -114,7 +114,11 @@ class Objective(Protocol):
         """Score the model as it stands on held-out examples; higher-level names such as `exact` or `ce_loss`."""
 
     def scores(self) -> Mapping[str, PerExample]:
-        """Return those numbers of `evaluate` that are means over held-out examples, as what each example adds to them."""
+        """Return those numbers of `evaluate` that are means over held-out examples, as what each example adds to them.
+
+        None by default: numbers without it have no interval.
+        """
+        return {}
 
 
 class Subject(ABC):

@@ -67,7 +67,7 @@ class View:
             "datasetsFilter": [],
             "modelVersionFilter": "All Runs",
             "selectedColumns": columns,
-            "columnOrder": [*_FIRST, *columns],
+            "columnOrder": ["1", _NAME, *columns, "runDateAndNestInfo", "duration"],
             "columnWidths": {_NAME: 260, **{column: _width(column) for column in columns}},
             "runsHiddenMode": "FIRST_20_RUNS",
             "groupBy": grouping,
@@ -82,8 +82,7 @@ class View:
 
 
 _NAME = "attributes.`Run Name`"
-_FIRST = ("1", _NAME, "runDateAndNestInfo", "duration")
-"""The columns that are always there, by MLflow's ids: a box to tick, the name, when it was created, how long it took."""
+"""One of the columns that are always there; the others are a box to tick, when a run was created and how long it took."""
 
 
 def _column(kind: str, name: str) -> str:
@@ -92,7 +91,7 @@ def _column(kind: str, name: str) -> str:
 
 def _width(column: str) -> int:
     """Return the width in pixels at which a column's name can be read; a claim is a sentence."""
-    return 420 if column == _column("tags", "mlinterp.claim") else max(100, 44 + 7 * len(column.split("`")[1]))
+    return 420 if column == _column("tags", "mlinterp.claim") else min(200, max(100, 32 + 7 * len(column.split("`")[1])))
 
 
 def _uuid(key: str, position: int) -> str:

@@ -5,10 +5,13 @@ They are written anew after every command: the names of effects, and which sweep
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from mlinterp.tracking import links
+from mlinterp.tracking.recorder import Recorder
 from mlinterp.tracking.store import Store
 from mlinterp.tracking.view_format import PREFIX, View, bar, encode, is_untouched, line, parallel, scatter
 
@@ -23,9 +26,11 @@ MOST_EFFECTS = 8
 """Interventions whose effects become columns and charts."""
 MOST_SWEEPS = 5
 """Sweeps that have a view of their own: the newest ones."""
-SWEEPS_TAG = "mlinterp.sweeps"
-"""Of a run that is a cell: the sweeps that it is in, since a run that was there already is a cell of several."""
-_SWEEP = "mlinterp-sweep-"
+MOST_MARKS = 200
+"""Sweeps that one run may be a cell of; a run that was there already is a cell of several."""
+_SWEEPS, _HEADLINES = "mlinterp.sweeps", "mlinterp.headlines"
+"""Tags of a cell: the sweeps it is in. Of a sweep: the metrics it is read by."""
+_SWEEP, _MATRIX = "mlinterp-sweep-", "spec.matrix."
 _NOW = "hypothesis/confidence"
 
 _IDENTITY = [("tags", "mlinterp.type"), ("tags", "mlinterp.subject"), ("tags", "mlinterp.hypothesis"), ("tags", "mlinterp.verdict")]
@@ -34,7 +39,7 @@ _HYPOTHESES = View(
     key="mlinterp-ledger",
     name="Hypotheses",
     mode="TABLE",
-    columns=[("tags", "mlinterp.claim"), ("tags", "mlinterp.status"), ("metrics", _NOW), ("tags", "mlinterp.parent_hypothesis")],
+    columns=[("tags", "mlinterp.status"), ("metrics", _NOW), ("tags", "mlinterp.claim"), ("tags", "mlinterp.parent_hypothesis")],
     search="tags.`mlinterp.kind` = 'hypothesis'",
     charts=[bar(_NOW), line(_NOW, scale="linear")],
 )
@@ -80,8 +85,8 @@ _SAES = View(
     mode="CHART",
     columns=[
         *_IDENTITY[1:3],
-        *(("params", name) for name in _SAE_PARAMS),
         *(("metrics", name) for name in _SAE_METRICS),
+        *(("params", name) for name in _SAE_PARAMS),
         ("attributes", "Models"),
     ],
     order_by="substitution/ce_loss_recovered",
@@ -105,7 +110,7 @@ def project_views(store: Store, experiment_id: str) -> list[View]:
         _BY_HYPOTHESIS,
         _SAES,
         _effects(store, experiment_id),
-        *(_sweep(run) for run in _newest(store, experiment_id, "tags.`mlinterp.kind` = 'sweep'", MOST_SWEEPS)),
+        *map(_sweep, _newest(store, experiment_id, "tags.`mlinterp.kind` = 'sweep' and attributes.status = 'FINISHED'", MOST_SWEEPS)),
     ]
 
 
@@ -123,19 +128,20 @@ def _effects(store: Store, experiment_id: str) -> View:
 
 
 def _sweep(run: Run) -> View:
-    """Return the cells of a sweep: from what was swept to the metrics that it is read by."""
-    keys = [name.removeprefix("spec.matrix.") for name in run.data.params if name.startswith("spec.matrix.")]
-    params = [f"spec.{key}" if _is_envelope(key) else f"spec.variables.{key.removeprefix('variables.')}" for key in sorted(keys)]
-    metrics = [name for name in run.data.tags.get("mlinterp.headlines", "").split(",") if name]
-    what = [param for param in params if param != "spec.seed"] or params
+    """Return the cells of a sweep: from what was swept to the metrics that it is read by, each over the first number swept."""
+    swept = {name.removeprefix(_MATRIX): json.loads(text) for name, text in run.data.params.items() if name.startswith(_MATRIX)}
+    params = {key: f"spec.{key}" if _is_envelope(key) else f"spec.variables.{key.removeprefix('variables.')}" for key in sorted(swept)}
+    metrics = [name for name in run.data.tags.get(_HEADLINES, "").split(",") if name]
+    numbers = [key for key in params if all(isinstance(value, int | float) for value in swept[key])]
+    over = next((params[key] for key in [*numbers, *params] if key != "seed"), None)
     return View(
         key=f"{_SWEEP}{run.info.run_id[:12]}",
-        name=f"Sweep: {run.info.run_name} ({', '.join(key.rsplit('.', 1)[-1] for key in sorted(keys))})",
+        name=f"Sweep: {run.info.run_name} ({', '.join(key.rsplit('.', 1)[-1] for key in params)})",
         mode="CHART",
-        columns=[*(("params", name) for name in params), *(("metrics", name) for name in metrics)],
+        columns=[*(("params", name) for name in params.values()), *(("metrics", name) for name in metrics)],
         order_by=metrics[-1] if metrics else None,
-        search=f"tags.`{SWEEPS_TAG}` LIKE '%{run.info.run_id}%'",
-        charts=[parallel(params, metrics), *(scatter(what[0], metric, over="PARAM") for metric in metrics if what)],
+        search=f"tags.`{_SWEEPS}` LIKE '%{run.info.run_id}%'",
+        charts=[parallel(list(params.values()), metrics), *(scatter(over, metric, over="PARAM") for metric in metrics if over)],
     )
 
 
@@ -145,6 +151,15 @@ def _is_envelope(key: str) -> bool:
 
 def _newest(store: Store, experiment_id: str, where: str, most: int) -> list[Run]:
     return list(store.client.search_runs([experiment_id], where, max_results=most, order_by=["attributes.start_time DESC"]))
+
+
+def mark_sweep(store: Store, run_id: str, cells: Sequence[str], headlines: Sequence[str]) -> None:
+    """Write on a sweep and on the runs that are its cells what its view needs: the metrics it is read by, and whose cells they are."""
+    Recorder(store.client, run_id).tags({_HEADLINES: ",".join(headlines)})
+    for cell in cells:
+        known = store.client.get_run(cell).data.tags.get(_SWEEPS, "").split(",")
+        if run_id not in known:
+            Recorder(store.client, cell).tags({_SWEEPS: ",".join([*filter(None, known), run_id][-MOST_MARKS:])})
 
 
 def write_views(store: Store, experiment_id: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,14 @@ from mlinterp.tracking.recorder import NOTE_TAG
 @pytest.fixture(autouse=True)
 def _here(bench, monkeypatch):
     monkeypatch.chdir(bench.root)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _tidy(bench):
+    """Take away what failed runs keep to be resumed: other tests look at the same workspace."""
+    yield
+    for left in (bench.root / ".mlinterp" / "runs").iterdir():
+        shutil.rmtree(left)
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +46,8 @@ def test_a_study_comes_out_the_same_step_by_step(bench, again):
     assert [child.label for child in again.children] == list(workbench.STAGES)
     for child in again.children:
         before = queries.recorded_result(bench.store, bench.runs[str(child.label)])
-        assert child.n_numbers == len(before.numbers())
+        bounds = [part for item in before.estimates.values() for part in (item.low, item.high, item.p) if part is not None]
+        assert child.n_numbers == len(before.numbers()) + len(bounds)
         assert child.n_files >= 8
         assert child.original == bench.runs[str(child.label)] != child.run_id
     assert again.line().startswith("same: ")
@@ -130,6 +140,8 @@ def test_a_sweep_comes_out_the_same_cell_by_cell_failed_ones_included(bench):
     found = mlinterp.reproduce_run(before.run_id)
     assert found.same, found.line()
     assert [child.n_numbers > 0 for child in found.children][:2] == [True, True]
+    assert "FAILED" in mlinterp.generate_report(before.run_id).markdown
+    assert [child.remark for child in mlinterp.verify_run(before.run_id).children][2] == "FAILED: it never recorded what it holds"
 
 
 @pytest.fixture

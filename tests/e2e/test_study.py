@@ -12,7 +12,7 @@ import torch
 import workbench
 
 import mlinterp
-from mlinterp.errors import ExperimentError, MlinterpError, SpecError, VerificationError
+from mlinterp.errors import MlinterpError, SpecError, VerificationError
 from mlinterp.io.manifest import verify
 
 FIXED = {
@@ -102,6 +102,38 @@ def test_metrics_are_finite_and_named_by_stage(bench):
     assert np.isfinite(list(metrics.values())).all()
 
 
+@pytest.mark.parametrize(
+    ("label", "some"),
+    [
+        ("subject", {"subject/exact", "subject/token_acc"}),
+        ("trace", {"trace/exact", "trace/token_acc"}),
+        ("sae", {"sae/fvu", "sae/l0", "substitution/ce_loss_recovered", "substitution/exact_with_sae"}),
+        ("intervene", {"top/adjusted_effect", "adjusted/patch_states_1", "agreement/patch_states_1", "baseline/exact"}),
+        ("study", {"sae/sae.fvu", "intervene/top.adjusted_effect", "sae/substitution.ce_loss_recovered"}),
+    ],
+)
+def test_numbers_that_a_prediction_may_name_have_their_intervals(bench, label, some):
+    result = json.loads((bench.artifacts(bench.runs[label]) / "result.json").read_text())
+    logged = bench.store.client.get_run(bench.runs[label]).data.metrics
+    assert some <= set(result["estimates"])
+    for name, estimate in result["estimates"].items():
+        assert estimate["value"] == pytest.approx(logged[name], rel=1e-9, abs=1e-12)
+        assert estimate["n"] >= 2
+        if estimate["low"] is not None:
+            assert estimate["low"] <= estimate["value"] + 1e-9
+            assert estimate["high"] >= estimate["value"] - 1e-9
+    assert (bench.artifacts(bench.runs[label]) / "tables" / "estimates.csv").is_file()
+
+
+def test_an_sae_is_judged_beside_the_random_dictionary_and_ablation(bench):
+    result = mlinterp.ExperimentResult.model_validate_json((bench.artifacts(bench.runs["sae"]) / "result.json").read_text())
+    random = result.metrics["control/random_dictionary_fve"]
+    assert result.estimates["sae/fvu"].null_value == pytest.approx(1 - random)
+    assert result.estimates["sae/explained_variance"].null_value == random
+    assert result.estimates["substitution/ce_loss_recovered"].null_value == 0
+    assert result.estimates["sae/fvu"].n == round(0.2 * 48)  # examples, not rows
+
+
 def test_the_registered_sae_loads_as_the_real_thing_from_anywhere_in_the_workspace(bench, monkeypatch):
     monkeypatch.chdir(bench.study.parent)
     sae = mlinterp.load_sae(f"models:/{workbench.SITE_MODEL}@candidate")
@@ -165,50 +197,6 @@ def test_again_computes_a_run_anew_and_its_lineage_names_what_it_really_rests_on
         lineage = (bench.artifacts(mlinterp.run_spec(fit).run_id) / "lineage.md").read_text()
         assert trace in lineage
         assert other not in lineage
-
-
-def fit_sweep(bench, **matrix):
-    spec = workbench.step("sae", bench.runs, steps=20)
-    del spec["variables"]["d_sae"]
-    return {**spec, "matrix": matrix}
-
-
-def test_a_sweep_has_a_run_for_each_cell_and_means_with_intervals_over_seeds(bench):
-    summary = mlinterp.run_spec(bench.write("sweep", fit_sweep(bench, seed=[0, 1, 2], d_sae=[16, 32])))
-    assert [child.status for child in summary.children] == ["FINISHED"] * 6
-    parents = {bench.store.client.get_run(child.run_id).data.tags["mlflow.parentRunId"] for child in summary.children}
-    assert parents == {summary.run_id}
-    assert summary.result is not None
-    rows = [row for row in summary.result.tables["summary"].rows if row["metric"] == "sae/fvu"]
-    assert [row["d_sae"] for row in rows] == [16, 32]
-    for row in rows:
-        fvu = [child.result.metrics["sae/fvu"] for child in summary.children if child.result.variables["d_sae"] == row["d_sae"]]
-        half = 4.302652729911275 * np.std(fvu, ddof=1) / np.sqrt(3)  # t quantile, 97.5 %, 2 degrees of freedom
-        assert row["n_seeds"] == 3
-        assert row["mean"] == pytest.approx(np.mean(fvu))
-        assert (row["low"], row["high"]) == (pytest.approx(np.mean(fvu) - half), pytest.approx(np.mean(fvu) + half))
-    assert {f"figures/by_{name}.png" for name in ("sae_fvu",)} <= names(bench.artifacts(summary.run_id))
-
-
-def test_a_failing_cell_leaves_the_others_alone(bench):
-    summary = mlinterp.run_spec(bench.write("half", {**fit_sweep(bench, site=["z_L", "z_Q"]), "seed": 5}))
-    assert summary.status == "FINISHED"
-    assert [child.status for child in summary.children] == ["FINISHED", "FAILED"]
-    assert summary.n_failed == 1
-    assert summary.result is not None
-    assert summary.result.metrics["sweep/n_failed"] == 1
-    cells = summary.result.tables["cells"].rows
-    assert cells[0]["error"] is None
-    assert "unknown site of this trace 'z_Q'" in str(cells[1]["error"])
-    failed = [run for run in bench.all_runs() if run.data.tags.get("mlinterp.label") == "site=z_Q"]
-    assert [(run.info.status, "z_Q" in run.data.tags["mlinterp.error"]) for run in failed] == [("FAILED", True)]
-
-
-def test_a_sweep_whose_cells_all_fail_has_failed(bench):
-    spec = {**fit_sweep(bench, site=["z_P", "z_Q"]), "seed": 6}
-    with pytest.raises(ExperimentError, match=r"all 2 cells failed; the first: .*z_P"):
-        mlinterp.run_spec(bench.write("none", spec))
-    assert {run.info.status for run in bench.all_runs()} == {"FINISHED", "FAILED"}
 
 
 def test_a_failing_step_fails_its_study_and_both_say_why(bench):

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from markdown_it import MarkdownIt
+
 from mlinterp.hypotheses.records import Declaration, Evaluation, Evidence, Hypothesis, Judgement, Ruling
 from mlinterp.reports import html, markdown
 from mlinterp.reports.document import Picture, drawn
@@ -134,3 +136,16 @@ def test_what_is_lacking_is_each_role_an_intervention_an_interval_and_a_way_to_r
 def test_a_correlational_claim_lacks_no_intervention():
     observed = ruling(evidence(1, judgement(), mode="observational"), "supports")
     assert list(lacks(hypothesis(observed, level="correlational"))) == []
+
+
+def test_hostile_text_in_every_field_stays_text():
+    text = "<script>alert(1)</script> | [x](javascript:alert(1))\n\n# zz"
+    item = replace(evidence(1, judgement(side=None, estimate=None, metric=text, predicted=text, reason=text)), run_name=text, why=text)
+    said = replace(ruling(replace(item, standing="stale"), "inconclusive"), text=text)
+    found = hypothesis(said, claim=text, prediction=text, refuted_by=text, notes=text)
+    page, html_page = texts(replace(found, closed=text, origin={"from": text}, evaluation=replace(found.evaluation, text=text)))
+    rendered = MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"]).render(page)
+    for made in (html_page, rendered):
+        assert "<script" not in made
+        assert 'href="javascript' not in made
+        assert "<h1>zz" not in made

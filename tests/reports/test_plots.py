@@ -58,6 +58,7 @@ KINDS = [
     figure("bar"),
     figure("heatmap", series="g"),
     figure("histogram", x="y", series="g"),
+    figure("parallel").model_copy(update={"y": ["g", "y"]}),
 ]
 
 
@@ -203,7 +204,7 @@ def test_a_figure_without_numbers_says_so(declared, rows):
     assert "no data" in [text.get_text() for text in texts(canvas)]
 
 
-@pytest.mark.parametrize("kind", ["line", "scatter", "bar", "histogram", "heatmap"])
+@pytest.mark.parametrize("kind", ["line", "scatter", "bar", "histogram", "heatmap", "parallel"])
 @pytest.mark.parametrize("values", [[5.0], [0.0, 0.0], [1e-300, 1e300], [-3.0, -2.0], [1e-7, 1.1e-7]])
 def test_extreme_numbers_are_drawn(kind, values):
     rows = table(*({"x": i, "y": value, "g": "a"} for i, value in enumerate(values)))
@@ -220,6 +221,87 @@ def test_a_table_that_does_not_exist_is_named():
     result.add_table("t", [{"x": 1}])
     with pytest.raises(VerificationError, match=r"no table 'gone' \(there are: t\)"):
         draw_all(result)
+
+
+def parallel(*y: str) -> Figure:
+    return figure("parallel").model_copy(update={"y": list(y)})
+
+
+def crossings(axes, between: int) -> list[list[float]]:
+    """Return where each line starts and ends between two upright axes."""
+    return [[float(end[1]) for end in line] for line in axes.collections[between].get_segments()]
+
+
+def test_every_row_is_a_line_from_its_place_on_each_axis_to_its_place_on_the_next():
+    rows = table({"x": 1, "y": 10.0, "z": 5.0}, {"x": 2, "y": 20.0, "z": 4.0}, {"x": 5, "y": 40.0, "z": 1.0})
+    _, axes, _ = painted(parallel("y", "z"), rows)
+    assert crossings(axes, 0) == [[0, 0], [0.25, pytest.approx(1 / 3)], [1, 1]]
+    assert crossings(axes, 1) == [[0, 1], [pytest.approx(1 / 3), 0.75], [1, 0]]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["x", "y", "z"]
+
+
+def test_categories_read_downwards_and_a_column_that_never_varies_stands_in_the_middle():
+    rows = table(*({"x": name, "y": 7.0, "z": float(i)} for i, name in enumerate(("topk", "relu-l1", "jumprelu"))))
+    _, axes, _ = painted(parallel("y", "z"), rows)
+    assert [line[0] for line in crossings(axes, 0)] == [1.0, 0.5, 0.0]
+    assert [line[1] for line in crossings(axes, 0)] == pytest.approx([0.5] * 3, abs=0.02)
+
+
+def test_lines_are_coloured_by_the_last_axis_and_grey_where_it_has_no_value():
+    rows = table(*({"x": i, "y": value} for i, value in enumerate((1.0, 2.0, None, 1.0))), {"x": None, "y": 2.0})
+    canvas, axes, _ = painted(parallel("y", "y"), rows)
+    assert len(crossings(axes, 0)) == 3  # a line stops at a value that is missing
+    tints = [tuple(tint) for tint in axes.collections[0].get_edgecolors().round(3)]
+    assert tints[0] == tints[2] != tints[1]
+    assert "3 values missing" in " ".join(text.get_text() for text in texts(canvas))
+    _, axes, _ = painted(parallel("z", "y"), table({"x": 0, "z": 0, "y": None}, {"x": 1, "z": 1, "y": 5.0}))
+    assert axes.collections[0].get_edgecolors()[0][:3].tolist() == [0.75, 0.75, 0.75]
+
+
+def test_lines_that_meet_in_one_setting_are_kept_apart_in_the_order_in_which_they_end():
+    rows = table(*({"x": 8, "k": i % 2, "y": float(i)} for i in range(8)))
+    _, axes, _ = painted(parallel("k", "y"), rows)
+    starts = [line[0] for line in crossings(axes, 0)]
+    assert starts == sorted(starts)
+    assert len(set(starts)) == 8
+    assert max(starts) - min(starts) < 0.03
+
+
+def test_settings_that_double_stand_evenly_on_a_logarithmic_axis_that_says_so():
+    rows = table(*({"x": 2**i, "y": float(i)} for i in range(6)))
+    _, axes, _ = painted(parallel("y"), rows)
+    assert [line[0] for line in crossings(axes, 0)] == pytest.approx([i / 5 for i in range(6)])
+    assert axes.get_xticklabels()[0].get_text().replace("\n", " ") == "x (log)"
+
+
+@pytest.mark.parametrize("n", [1, 4, 200])
+def test_the_labels_along_an_upright_axis_never_touch_each_other(n):
+    rng = np.random.default_rng(n)
+    rows = table(
+        *(
+            {
+                "x": i % 3,
+                "k": 2 ** (i % 6),
+                "a": AWKWARD[i % len(AWKWARD)],
+                "m": float(rng.normal()),
+                "p": float(rng.uniform() ** 9),
+                "y": i / n,
+            }
+            for i in range(n)
+        )
+    )
+    canvas, axes, renderer = painted(parallel("k", "a", "m", "p", "y"), rows)
+    placed = [(round(text.get_position()[0]), text.get_window_extent(renderer)) for text in axes.texts]
+    for i in range(6):
+        boxes = sorted((box.y0, box.y1) for at, box in placed if at == i)
+        assert boxes
+        assert all(lower[1] <= upper[0] + 1 for lower, upper in itertools.pairwise(boxes))
+    assert all(box.x1 <= canvas.bbox.width + 1 for _, box in placed)
+
+
+def test_settings_on_a_logarithmic_x_are_named_one_by_one():
+    _, axes, _ = painted(figure("line", log_x=True), table(*({"x": 2**i, "y": float(i)} for i in range(6))))
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["1", "2", "4", "8", "16", "32"]
 
 
 def test_figures_drawn_in_threads_equal_those_drawn_alone():

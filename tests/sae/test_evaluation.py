@@ -101,6 +101,26 @@ def test_no_number_depends_on_how_rows_are_cut_into_blocks(random_sae, sample, b
     np.testing.assert_allclose(one.mean_act, other.mean_act, rtol=1e-12)
 
 
+def test_what_each_example_adds_makes_up_every_mean(random_sae, sample):
+    sae, index = random_sae("relu-l1"), np.arange(40, 300)
+    owners = np.random.default_rng(1).integers(0, 17, size=len(index))
+    done = evaluate(sae, sample, index, examples=owners, block=64)
+    assert list(done.per_example) == ["fvu", "explained_variance", "mse", "l0", "cossim"]
+    for name, score in done.per_example.items():
+        assert score.value == pytest.approx(getattr(done, name), rel=1e-9)
+        assert len(score.total) == 17
+    for example in range(17):
+        alone = evaluate(sae, sample, index[owners == example])
+        assert done.per_example["l0"].total[example] / done.per_example["l0"].weight[example] == pytest.approx(alone.l0)
+        assert done.per_example["mse"].total[example] / done.per_example["mse"].weight[example] == pytest.approx(alone.mse)
+    assert evaluate(sae, sample, index).per_example == {}
+
+
+def test_means_that_are_undefined_have_no_sums(rows):
+    done = evaluate(signed_identity(2), rows(np.ones((5, 2))), np.arange(5), examples=np.zeros(5, dtype=int))
+    assert set(done.per_example) == {"mse", "l0", "cossim"}
+
+
 def test_equal_rows_are_ranked_by_their_number(rows):
     done = evaluate(signed_identity(2), rows(np.tile([[1.0, -1.0]], (6, 1))), np.array([5, 3, 1, 0]), n_top=3, block=2)
     assert done.top_rows.tolist() == [[0, 1, 3], [-1, -1, -1], [-1, -1, -1], [0, 1, 3]]

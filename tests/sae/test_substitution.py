@@ -73,6 +73,17 @@ def test_losses_agree_with_the_model_written_out(subject, random_sae):
     assert done.n_tokens == len(targets)
 
 
+def test_what_each_example_adds_makes_up_every_number(subject, random_sae):
+    examples = subject.examples("test", 20, ragged=True)
+    done = substitute(subject, examples, random_sae("topk", d_in=4), LAST, mean=ZERO, batch_size=7)
+    assert {name: score.value for name, score in done.per_example.items()} == pytest.approx(done.numbers(), rel=1e-9, abs=1e-12)
+    assert {len(score.total) for score in done.per_example.values()} == {20}
+    third = Examples(examples.ids[3:4], examples.inputs[3:4], examples.targets[3:4], examples.mask[3:4])
+    alone = substitute(subject, third, random_sae("topk", d_in=4), LAST, mean=ZERO)
+    loss = done.per_example["ce_loss_with_sae"]
+    assert loss.total[3] / loss.weight[3] == pytest.approx(alone.with_sae.ce_loss, rel=1e-6)
+
+
 def test_only_the_given_evaluations_and_rows_are_replaced(subject):
     touched = []
 

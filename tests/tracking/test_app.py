@@ -127,6 +127,9 @@ def test_the_list_of_projects_is_skipped_where_there_is_one_and_names_them_where
     assert f'<a href="/mlinterp/lineage/{other}">&lt;b&gt;other&lt;/b&gt;</a>' in body
     assert f'<a href="{LINEAGE}">maze</a>' in body
     session.store.client.delete_experiment(other)
+    session.store.client.delete_experiment("1")
+    assert "No project has a run or a hypothesis yet." in get(ROUTES[0])[2]
+    session.store.client.restore_experiment("1")
 
 
 def test_a_store_that_fails_is_named_in_one_plain_sentence(get, session):

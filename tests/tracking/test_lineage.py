@@ -9,6 +9,7 @@ import pytest
 
 from mlinterp.tracking import links, notes, views
 from mlinterp.tracking.life import RunLife
+from mlinterp.tracking.view_format import decode, encode
 
 FACE = "?workflowType=machine_learning"
 
@@ -123,28 +124,119 @@ def test_every_view_of_a_project_round_trips_and_fits_a_tag(store, experiment, r
     made = views.project_views(store, experiment)
     assert [view.name for view in made] == [
         "All runs, flat",
+        "Hypotheses",
+        "Confidence in hypotheses",
         "Runs by hypothesis",
         "SAEs: L0 against CE recovered",
         "Effects beside controls",
     ]
     for view in made:
-        text = views.encode(view)
+        text = encode(view)
         assert len(text) <= 20_000
-        assert views.decode(text) == (view.name, view.state())
+        assert decode(text) == (view.name, view.state())
         assert len({chart["uuid"] for chart in view.state()["compareRunCharts"]}) == len(view.charts)
-    assert made[1].state()["groupBy"]["groupByKeys"] == [{"mode": "tag", "groupByData": "mlinterp.hypothesis"}]
+    assert made[3].state()["groupBy"]["groupByKeys"] == [{"mode": "tag", "groupByData": "mlinterp.hypothesis"}]
 
 
 def test_a_view_that_a_person_has_changed_stays_and_ours_is_brought_up_to_date(store, experiment, run):
     views.write_views(store, experiment)
-    before = views.decode(saved(store, experiment, "mlinterp-effects"))[1]
+    before = decode(saved(store, experiment, "mlinterp-effects"))[1]
     tag = "mlflow.sharedViewState.mlinterp-saes"
     theirs = json.dumps({**json.loads(saved(store, experiment, "mlinterp-saes")), "updatedAt": 1})
     store.client.set_experiment_tag(experiment, tag, theirs)
     run("i", {"mlinterp.mode": "interventional"}, metrics={"effect/ablate": 0.5})
     views.write_views(store, experiment)
     assert store.client.get_experiment(experiment).tags[tag] == theirs
-    assert views.decode(saved(store, experiment, "mlinterp-effects"))[1] != before
+    assert decode(saved(store, experiment, "mlinterp-effects"))[1] != before
+
+
+def found_by(store, experiment, key):
+    """Return the names of the runs that a saved view's filter finds."""
+    state = decode(saved(store, experiment, key))[1]
+    return {run.info.run_name for run in store.client.search_runs([experiment], state["searchFilter"])}
+
+
+def test_a_hypothesis_is_in_its_own_views_and_in_no_other(store, experiment, run):
+    page = run("h001", {"mlinterp.kind": "hypothesis", "mlinterp.hypothesis": "h001", "mlinterp.claim": "x"}, metrics={views._NOW: 0.5})
+    run("h002", {"mlinterp.kind": "hypothesis", "mlflow.parentRunId": page})
+    run("fit", {"mlinterp.kind": "sae_fit", "mlinterp.produces": "sae", "mlinterp.hypothesis": "h001"})
+    views.write_views(store, experiment)
+    for key in ("mlinterp-ledger", "mlinterp-confidence"):
+        assert found_by(store, experiment, key) == {"h001", "h002"}
+    for key in ("mlinterp-runs", "mlinterp-hypotheses", "mlinterp-saes"):
+        assert found_by(store, experiment, key) == {"fit"}
+
+
+def test_confidence_is_drawn_as_it_stands_and_as_it_came_to_be_on_a_linear_scale(store, experiment):
+    views.write_views(store, experiment)
+    for key, is_flat in (("mlinterp-ledger", False), ("mlinterp-confidence", True)):
+        state = decode(saved(store, experiment, key))[1]
+        assert [(chart["type"], chart["metricKey"]) for chart in state["compareRunCharts"]] == [("BAR", views._NOW), ("LINE", views._NOW)]
+        assert state["compareRunCharts"][1]["scaleType"] == "linear"
+        assert {"tags.`mlinterp.claim`", "tags.`mlinterp.status`", f"metrics.`{views._NOW}`"} <= set(state["selectedColumns"])
+        assert ("orderByKey" in state) == is_flat  # only in the order of creation are children folded below their parents
+        assert state["groupBy"] is None
+
+
+def test_the_columns_of_a_view_stand_in_the_order_given_after_the_name(store, experiment):
+    views.write_views(store, experiment)
+    state = decode(saved(store, experiment, "mlinterp-hypotheses"))[1]
+    assert state["columnOrder"][1] == "attributes.`Run Name`"
+    assert state["columnOrder"][2:-2] == state["selectedColumns"]
+    wanted = ["tags.`mlinterp.hypothesis`", "tags.`mlinterp.verdict`", "tags.`mlinterp.standing`"]
+    assert state["selectedColumns"][:3] == wanted
+    assert set(state["selectedColumns"]) <= set(state["columnWidths"])
+
+
+@pytest.fixture
+def sweep(store, run):
+    def make(name, cells, matrix):
+        run_id = run(name, {"mlinterp.kind": "sweep"})
+        for key, values in matrix.items():
+            store.client.log_param(run_id, f"spec.matrix.{key}", json.dumps(values))
+        views.mark_sweep(store, run_id, cells, ["sae/l0", "sae/fvu"])
+        return run_id
+
+    return make
+
+
+def test_a_sweep_has_a_view_of_its_cells_with_parallel_coordinates_from_settings_to_metrics(store, experiment, run, sweep):
+    cells = [run(f"cell {i}", {"mlinterp.kind": "sae_fit"}) for i in range(3)]
+    first = sweep("first", cells, {"activation": ["topk", "relu-l1"], "variables.k": [2, 4], "seed": [0, 1]})
+    second = sweep("second", cells[:1], {"seed": [0, 1]})
+    views.write_views(store, experiment)
+    key = f"mlinterp-sweep-{first[:12]}"
+    name, state = decode(saved(store, experiment, key))
+    assert name == "Sweep: first (activation, seed, k)"
+    assert found_by(store, experiment, key) == {"cell 0", "cell 1", "cell 2"}
+    assert found_by(store, experiment, f"mlinterp-sweep-{second[:12]}") == {"cell 0"}  # a run that was there already is in both
+    parallel, *over = state["compareRunCharts"]
+    assert parallel["selectedParams"] == ["spec.variables.activation", "spec.seed", "spec.variables.k"]
+    assert parallel["selectedMetrics"] == ["sae/l0", "sae/fvu"]
+    assert [chart["xaxis"] for chart in over] == [{"key": "spec.variables.k", "type": "PARAM"}] * 2
+    assert state["orderByKey"] == "metrics.`sae/fvu`"
+
+
+def test_only_the_newest_sweeps_keep_a_view_and_one_that_a_person_has_changed_stays(store, experiment, sweep):
+    runs = [sweep(f"sweep {i}", [], {"seed": [0, 1]}) for i in range(2)]
+    views.write_views(store, experiment)
+    tags = [f"mlflow.sharedViewState.mlinterp-sweep-{run[:12]}" for run in runs]
+    theirs = json.dumps({**json.loads(saved(store, experiment, f"mlinterp-sweep-{runs[0][:12]}")), "updatedAt": 1})
+    store.client.set_experiment_tag(experiment, tags[0], theirs)
+    for number in range(views.MOST_SWEEPS):
+        sweep(f"later {number}", [], {"seed": [0, 1]})
+    views.write_views(store, experiment)
+    kept = store.client.get_experiment(experiment).tags
+    assert kept[tags[0]] == theirs
+    assert tags[1] not in kept
+    assert sum(tag.startswith("mlflow.sharedViewState.mlinterp-sweep-") for tag in kept) == views.MOST_SWEEPS + 1
+    views._remove(store, experiment, tags[1])  # as another process may have done meanwhile
+
+
+def test_a_sweep_that_has_not_finished_has_no_view(store, experiment, run):
+    run_id = run("sweep", {"mlinterp.kind": "sweep"})
+    store.client.set_terminated(run_id, "KILLED")
+    assert not any(view.key.startswith("mlinterp-sweep-") for view in views.project_views(store, experiment))
 
 
 def test_links_to_views_name_view_and_mode(store, experiment):

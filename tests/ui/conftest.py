@@ -35,7 +35,9 @@ def browser():
     with playwright.sync_playwright() as started:
         found = next((path for name in BROWSERS if (path := shutil.which(name))), started.chromium.executable_path)
         if not Path(found).exists():
-            pytest.skip(f"no browser: none of {', '.join(BROWSERS)} on PATH, and playwright has none of its own (playwright install chromium)")
+            pytest.skip(
+                f"no browser: none of {', '.join(BROWSERS)} on PATH, and playwright has none of its own (playwright install chromium)"
+            )
         opened = started.chromium.launch(executable_path=found, args=list(FLAGS))
         yield opened
         opened.close()
@@ -45,7 +47,7 @@ def browser():
 def tab(browser):
     """A window whose every console message, error, dialog and request is kept."""
     page = browser.new_page(viewport={"width": 1440, "height": 900})
-    page.set_default_timeout(20_000)
+    page.set_default_timeout(15_000)
     page.said, page.asked = [], []
     page.on("console", lambda message: page.said.append(_line(message)))
     page.on("pageerror", lambda error: page.said.append(f"error: {error}"))

@@ -19,6 +19,7 @@ def show(tab, tmp_path):
         path = tmp_path / "lineage.html"
         path.write_text(lineage_html(lineage, SERVER), encoding="utf-8")
         tab.goto(path.as_uri() + fragment)
+        assert tab.said == []
         tab.wait_for_selector("html[data-ready]")
         return tab
 
@@ -179,6 +180,15 @@ def test_the_tree_is_walked_and_opened_by_keyboard(show):
     assert tab.evaluate("document.activeElement.dataset.id") == "h003"
 
 
+def test_a_search_finds_what_a_closed_branch_of_the_tree_holds(show):
+    tab = show(lineages.lineage(30))
+    tab.locator("#tree [data-id=h001] .twist").click()
+    tab.locator("#query").fill("naked")
+    assert tree(tab) == [["h001", "1"], ["h002", "2"]]
+    tab.locator("#query").fill("")
+    assert tree(tab) == [["h001", "1"], ["h003", "1"]]
+
+
 def test_the_tree_opens_and_closes_by_mouse_without_selecting(show):
     tab = show(lineages.lineage(30))
     tab.locator("#tree [data-id=h001] .twist").click()
@@ -280,7 +290,9 @@ def test_evidence_that_does_not_count_is_dashed_and_arrows_have_the_colour_of_th
 
 def test_circles_and_strange_ids_are_drawn_all_the_same(show):
     nodes = tuple(Node(name, "hypothesis", f"claim {name}", "testing") for name in ("__proto__", "constructor", "h 1", "n0"))
-    edges = tuple(Edge(a, b, "refines") for a, b in (("__proto__", "constructor"), ("constructor", "__proto__"), ("h 1", "h 1"), ("h 1", "n0")))
+    edges = tuple(
+        Edge(a, b, "refines") for a, b in (("__proto__", "constructor"), ("constructor", "__proto__"), ("h 1", "h 1"), ("h 1", "n0"))
+    )
     tab = show(Lineage("p", "1", nodes, (*edges, Edge("n0", "h 1", "contains"), Edge("h 1", "n0", "contains"))))
     assert shown(tab) == {node.id for node in nodes}
     assert sorted(name for name, _ in tree(tab)) == sorted(node.id for node in nodes)

@@ -41,7 +41,8 @@ function makeCamera(canvas, stage) {
   // Move as little as needed for a place to be in view.
   const reveal = (place, margin = 40) => {
     const { width, height } = room();
-    const shift = (low, high, extent) => (low < margin ? margin - low : high > extent - margin ? Math.max(margin - low, extent - margin - high) : 0);
+    const shift = (low, high, extent) =>
+      low < margin ? margin - low : high > extent - margin ? Math.max(margin - low, extent - margin - high) : 0;
     view.x += shift(view.x + view.k * (place.x - place.width / 2), view.x + view.k * (place.x + place.width / 2), width);
     view.y += shift(view.y + view.k * (place.y - place.height / 2), view.y + view.k * (place.y + place.height / 2), height);
     apply();
@@ -55,11 +56,15 @@ function makeCamera(canvas, stage) {
     apply();
   };
 
-  canvas.addEventListener("wheel", (event) => {
-    event.preventDefault();
-    const box = canvas.getBoundingClientRect();
-    zoom(Math.exp(-event.deltaY * (event.deltaMode ? 0.05 : 0.0016)), event.clientX - box.left, event.clientY - box.top);
-  }, { passive: false });
+  canvas.addEventListener(
+    "wheel",
+    (event) => {
+      event.preventDefault();
+      const box = canvas.getBoundingClientRect();
+      zoom(Math.exp(-event.deltaY * (event.deltaMode ? 0.05 : 0.0016)), event.clientX - box.left, event.clientY - box.top);
+    },
+    { passive: false },
+  );
 
   let drag = null;
   canvas.addEventListener("pointerdown", (event) => {

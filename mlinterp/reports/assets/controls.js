@@ -44,9 +44,26 @@ function listen(refresh) {
     else if (event.key === "Enter" && entries.length) select(entries[(entries.indexOf(page.selected) + 1) % entries.length]);
   });
 
-  const buttons = { focus: toggleFocus, groups: toggleGroups, "fit-width": overview, fit: whole, out: () => page.camera.zoom(0.8), in: () => page.camera.zoom(1.25), refresh };
+  const buttons = {
+    focus: toggleFocus,
+    groups: toggleGroups,
+    "fit-width": overview,
+    fit: whole,
+    out: () => page.camera.zoom(0.8),
+    in: () => page.camera.zoom(1.25),
+    refresh,
+  };
   for (const [id, act] of Object.entries(buttons)) byId(id).addEventListener("click", act);
-  const keys = new Map([["f", toggleFocus], ["0", overview], ["9", whole], ["-", buttons.out], ["+", buttons.in], ["=", buttons.in], ["/", () => query.focus()], ["Escape", () => select(null)]]);
+  const keys = new Map([
+    ["f", toggleFocus],
+    ["0", overview],
+    ["9", whole],
+    ["-", buttons.out],
+    ["+", buttons.in],
+    ["=", buttons.in],
+    ["/", () => query.focus()],
+    ["Escape", () => select(null)],
+  ]);
   document.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey || event.target === query || !keys.has(event.key)) return;
     event.preventDefault();

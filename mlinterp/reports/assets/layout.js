@@ -1,8 +1,21 @@
 // Where things stand: layers from left to right. What something is made from stands left of it, and each kind has a column that it
 // does not stand left of. The layers are ours; dagre orders what is in them, so that few edges cross, and says how far apart.
 
-const COLUMN = new Map([["subject", 0], ["trace", 1], ["sae", 2], ["run", 3], ["study", 3], ["sweep", 3], ["hypothesis", 4]]);
-const WEIGHT = new Map([["refines", 4], ["evidence", 3], ["input", 1], ["contains", 1]]);
+const COLUMN = new Map([
+  ["subject", 0],
+  ["trace", 1],
+  ["sae", 2],
+  ["run", 3],
+  ["study", 3],
+  ["sweep", 3],
+  ["hypothesis", 4],
+]);
+const WEIGHT = new Map([
+  ["refines", 4],
+  ["evidence", 3],
+  ["input", 1],
+  ["contains", 1],
+]);
 const WIDEST = 226;
 const size = (node) => (node.kind === "hypothesis" ? { width: WIDEST, height: 68 } : { width: 198, height: 42 });
 
@@ -15,7 +28,10 @@ function place(graph) {
   const at = (id) => layers.node(`n${id}`);
   return {
     nodes: new Map([...graph.nodes.keys()].map((id) => [id, at(id)])),
-    edges: graph.edges.map((edge) => ({ edge, points: ported(layers.edge(`n${edge.source}`, `n${edge.target}`, edge.key).points, at(edge.source), at(edge.target)) })),
+    edges: graph.edges.map((edge) => ({
+      edge,
+      points: ported(layers.edge(`n${edge.source}`, `n${edge.target}`, edge.key).points, at(edge.source), at(edge.target)),
+    })),
   };
 }
 
@@ -29,7 +45,11 @@ function rank(layers, graph) {
   const least = (name) => (graph.open.has(name.slice(1)) ? -step : step * columns.indexOf(columnOf(name)));
   const [early, late] = [new Map(), new Map()];
   const earliest = (name) => {
-    const after = () => layers.inEdges(name).filter(({ v }) => known(v)).map(({ v }) => earliest(v) + step);
+    const after = () =>
+      layers
+        .inEdges(name)
+        .filter(({ v }) => known(v))
+        .map(({ v }) => earliest(v) + step);
     if (!early.has(name)) early.set(name, Math.max(least(name), ...after()));
     return early.get(name);
   };
@@ -46,7 +66,10 @@ function rank(layers, graph) {
 function ported(points, source, target) {
   const way = source.x < target.x ? 1 : -1;
   const beside = ({ x, y }, by) => ({ x: x + way * by, y });
-  const across = points.slice(1, -1).filter((_, number) => number % 2).flatMap((point) => [beside(point, -WIDEST / 2), beside(point, WIDEST / 2)]);
+  const across = points
+    .slice(1, -1)
+    .filter((_, number) => number % 2)
+    .flatMap((point) => [beside(point, -WIDEST / 2), beside(point, WIDEST / 2)]);
   return [beside(source, source.width / 2), ...across, beside(target, -target.width / 2 - 2)];
 }
 

@@ -33,7 +33,10 @@ function hypothesisTree(model) {
   const seen = new Set();
   const branch = (id, depth) => {
     seen.add(id);
-    const children = model.below.get(id).filter((edge) => edge.kind === "refines" && !seen.has(edge.target)).map((edge) => edge.target);
+    const children = model.below
+      .get(id)
+      .filter((edge) => edge.kind === "refines" && !seen.has(edge.target))
+      .map((edge) => edge.target);
     children.forEach((child) => seen.add(child));
     return { node: model.nodes.get(id), depth, children: children.map((child) => branch(child, depth + 1)) };
   };
@@ -48,7 +51,11 @@ function tally(nodes) {
   return numbers.filter(([, number]) => number);
 }
 
-const evidenceOf = (model, id) => model.above.get(id).filter((edge) => edge.kind === "evidence").map((edge) => model.nodes.get(edge.source));
+const evidenceOf = (model, id) =>
+  model.above
+    .get(id)
+    .filter((edge) => edge.kind === "evidence")
+    .map((edge) => model.nodes.get(edge.source));
 
 // What is drawn: `keep(node)` says which nodes, `collapsed(id)` which groups stand for all that they contain.
 function visibleGraph(model, keep, collapsed) {

@@ -4,8 +4,12 @@ function drawHead(model) {
   const name = model.link ? el("a", { href: model.link, title: "Open the project's runs in MLflow" }, model.project) : model.project;
   const numbers = [...KINDS].map(([kind, words]) => [[...model.nodes.values()].filter((node) => node.kind === kind).length, words]);
   byId("project").replaceChildren("Lineage of ", name);
-  byId("counts").textContent = numbers.filter(([number]) => number).map(([number, words]) => count(number, words)).join(" · ");
-  byId("generated").textContent = `as of ${new Date(model.generated).toLocaleString(undefined, { dateStyle: "medium", timeStyle: "medium" })}`;
+  byId("counts").textContent = numbers
+    .filter(([number]) => number)
+    .map(([number, words]) => count(number, words))
+    .join(" · ");
+  byId("generated").textContent =
+    `as of ${new Date(model.generated).toLocaleString(undefined, { dateStyle: "medium", timeStyle: "medium" })}`;
   byId("refresh").hidden = !model.live;
 }
 

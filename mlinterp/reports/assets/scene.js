@@ -3,8 +3,13 @@
 const LARGE = 60;
 const LEGIBLE = { all: 0.66, focused: 0.5 };
 const page = {
-  model: null, graph: null, placed: null, drawn: null,
-  selected: null, query: "", focused: false,
+  model: null,
+  graph: null,
+  placed: null,
+  drawn: null,
+  selected: null,
+  query: "",
+  focused: false,
   groups: { collapsed: false, except: new Set() },
 };
 
@@ -68,7 +73,7 @@ function light() {
   }
   const first = drawn.nodes.get(at) ?? drawn.nodes.values().next().value;
   if (first) first.tabIndex = 0;
-  page.tree.draw(model, query ? (node) => found.has(node.id) : () => true, selected);
+  page.tree.draw(model, found, selected);
   drawDetails(byId("details"), model, selected, select);
   drawFound(byId("found"), model, found, selected, select);
   drawState();
@@ -81,9 +86,17 @@ function drawState() {
   byId("groups").hidden = model.groups.size === 0;
   byId("groups").textContent = groups.collapsed ? "Expand studies" : "Collapse studies";
   byId("empty").hidden = graph.nodes.size > 0;
-  byId("empty").replaceChildren(...(model.nodes.size
-    ? ["All of it is hidden: tick more of the filters on the left."]
-    : ["Nothing here yet. The first ", el("code", {}, "mlinterp run SPEC"), " or ", el("code", {}, "mlinterp hypothesis add"), " will show up on this page."]));
+  byId("empty").replaceChildren(
+    ...(model.nodes.size
+      ? ["All of it is hidden: tick more of the filters on the left."]
+      : [
+          "Nothing here yet. The first ",
+          el("code", {}, "mlinterp run SPEC"),
+          " or ",
+          el("code", {}, "mlinterp hypothesis add"),
+          " will show up on this page.",
+        ]),
+  );
 }
 
 // Select a node, or nothing (null), and bring it into view.
@@ -126,7 +139,8 @@ function toggleFocus() {
 function overview() {
   const { model, graph, placed, selected } = page;
   const roots = hypothesisTree(model).map(({ node }) => node.id);
-  const anchor = [graph.standsFor.get(selected), ...roots].map((id) => placed.nodes.get(id)).find(Boolean) ?? placed.nodes.values().next().value;
+  const anchor =
+    [graph.standsFor.get(selected), ...roots].map((id) => placed.nodes.get(id)).find(Boolean) ?? placed.nodes.values().next().value;
   if (anchor) page.camera.fitWidth(bounds(placed.nodes.values()), anchor, page.focused ? LEGIBLE.focused : LEGIBLE.all);
 }
 

@@ -14,8 +14,22 @@ function drawFound(list, model, found, selected, onSelect) {
   if (!found) return list.replaceChildren();
   const entry = (node) => {
     const name = [node.kind === "hypothesis" ? node.id : "", node.title].filter(Boolean).join(" ");
-    return el("li", {}, el("button", { type: "button", "data-id": node.id, "aria-pressed": node.id === selected, onclick: () => onSelect(node.id) }, icon(node.kind, node.state), el("span", {}, name)));
+    return el(
+      "li",
+      {},
+      el(
+        "button",
+        { type: "button", "data-id": node.id, "aria-pressed": node.id === selected, onclick: () => onSelect(node.id) },
+        icon(node.kind, node.state),
+        el("span", {}, name),
+      ),
+    );
   };
-  const head = found.size ? `${found.size} of ${model.nodes.size}${found.size > MOST_FOUND ? `, the first ${MOST_FOUND}:` : ""}` : "Nothing found.";
-  return list.replaceChildren(el("li", { class: "number" }, head), ...[...found].slice(0, MOST_FOUND).map((id) => entry(model.nodes.get(id))));
+  const head = found.size
+    ? `${found.size} of ${model.nodes.size}${found.size > MOST_FOUND ? `, the first ${MOST_FOUND}:` : ""}`
+    : "Nothing found.";
+  return list.replaceChildren(
+    el("li", { class: "number" }, head),
+    ...[...found].slice(0, MOST_FOUND).map((id) => entry(model.nodes.get(id))),
+  );
 }
