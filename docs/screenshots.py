@@ -33,14 +33,17 @@ def newest(client: MlflowClient, experiment: str, where: str) -> str:
     return str(runs[0].info.run_id)
 
 
-def shoot(page: Page, address: str, name: str) -> None:
-    """Open a page, let it settle, and keep a picture of it."""
+def shoot(page: Page, address: str, name: str, *clicks: str) -> None:
+    """Open a page, let it settle, click on what is named, and keep a picture of it."""
     page.goto(address)
     page.wait_for_timeout(6000)  # the UI keeps polling, so it is never idle
     for text in ("Close", "Dismiss", "Got it", "Skip"):
         button = page.get_by_role("button", name=text, exact=True)
         if button.count():
             button.first.click()
+    for text in clicks:
+        page.get_by_text(text, exact=True).first.click()
+        page.wait_for_timeout(500)
     page.screenshot(path=IMAGES / f"{name}.png")
 
 
@@ -54,7 +57,7 @@ def main() -> None:
     experiment = client.get_experiment_by_name(options.project).experiment_id
     study = newest(client, experiment, "tags.`mlinterp.kind` = 'study'")
     where = newest(client, experiment, "tags.`mlinterp.label` = 'where'")
-    claim = newest(client, experiment, "tags.`mlinterp.kind` = 'hypothesis' and tags.`mlinterp.status` != 'proposed'")
+    claim = newest(client, experiment, "tags.`mlinterp.kind` = 'hypothesis' and tags.`mlinterp.status` = 'supported'")
     model = next(found.name for found in client.search_registered_models() if found.name.startswith(options.project))
     runs = f"{options.url}/#/experiments/{experiment}/runs"
     with sync_playwright() as playwright:
@@ -70,8 +73,8 @@ def main() -> None:
         shoot(page, f"{options.url}/#/models/{model}?{QUERY}", "model")
         shoot(page, f"{runs}?viewStateShareKey=mlinterp-ledger&compareRunsMode=TABLE&{QUERY}", "hypotheses")
         shoot(page, f"{runs}?viewStateShareKey=mlinterp-hypotheses&compareRunsMode=TABLE&{QUERY}", "by_hypothesis")
-        shoot(page, f"{runs}/{claim}?{QUERY}", "hypothesis")
-        shoot(page, f"{options.url}/mlinterp/lineage/{experiment}", "lineage")
+        shoot(page, f"{runs}/{claim}?{QUERY}", "hypothesis", "Show more")
+        shoot(page, f"{options.url}/mlinterp/lineage/{experiment}", "lineage", "Collapse studies", "Fit all")
         browser.close()
 
 

@@ -111,8 +111,10 @@ def over_seeds(values: Sequence[float], own: Sequence[Estimate | None]) -> Estim
 def record(result: ExperimentResult, found: Mapping[str, Estimate]) -> None:
     """Put estimates into a result, and every one that it has into its table `estimates`."""
     result.estimates = {**result.estimates, **found}
-    columns = ["metric", "value", "low", "high", "level", "n", "unit", "interval", "null", "null_value", "p"]
+    columns = ["metric", "value", "low", "high", "n", "null_value", "p", "null", "interval"]
     rows = [{"metric": name, **each.model_dump()} for name, each in result.estimates.items()]
     if rows:
-        about = "Every number that a prediction can be judged by: its interval, and what it is compared with."
+        about = (
+            "Every number that a prediction can be judged by, with its 95 % interval, and what it would be if there were nothing to find."
+        )
         result.add_table("estimates", rows, columns, description=about)

@@ -49,7 +49,9 @@ def test_the_refusal_on_the_page_is_what_is_printed(capsys, monkeypatch):
 
 def test_every_spec_that_is_shipped_is_valid(capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
-    specs = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("projects/*/**/*.yaml") if path.name not in {"project.yaml", "hypotheses.yaml"})
+    specs = sorted(
+        str(path.relative_to(ROOT)) for path in ROOT.glob("projects/*/**/*.yaml") if path.name not in {"project.yaml", "hypotheses.yaml"}
+    )
     assert len(specs) >= 6
     main(["validate", *specs])
     assert len(capsys.readouterr().out.splitlines()) == len(specs)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from statistics import fmean
 from typing import Any, NamedTuple
 
@@ -91,12 +92,15 @@ class Setting:
     cell: Mapping[str, Any]
     results: tuple[ExperimentResult, ...]
 
-    def mean(self, metric: str) -> Mean | None:
-        """Return a metric's mean over seeds; None where no cell has it."""
-        having = [result for result in self.results if metric in result.metrics]
-        values = [result.metrics[metric] for result in having]
-        own = [result.estimates.get(metric) for result in having]
-        return Mean(fmean(values), len(values), over_seeds(values, own)) if having else None
+    @cached_property
+    def means(self) -> dict[str, Mean]:
+        """Each metric's mean over the seeds that have it."""
+        found = {}
+        for metric in dict.fromkeys(name for result in self.results for name in result.metrics):
+            having = [result for result in self.results if metric in result.metrics]
+            values = [result.metrics[metric] for result in having]
+            found[metric] = Mean(fmean(values), len(values), over_seeds(values, [result.estimates.get(metric) for result in having]))
+        return found
 
     def key(self, metric: str) -> str:
         """Return the name under which the sweep carries a metric of this setting."""
@@ -126,18 +130,18 @@ def sweep_result(spec: Spec, cells: Sequence[Mapping[str, Any]], runs: Sequence[
     ]
     columns = list(dict.fromkeys([*cells[0], "status", *names, "run_id", "error"]))
     result.add_table("cells", rows, columns, description="Each cell of the sweep with its numbers.")
-    _add_means(result, settings, names, shown)
+    _add_means(result, settings, shown)
     sweep_figures(result, spec, shown, catalog.find(spec.type).frontiers)
 
     result.metrics = {"sweep/n_cells": float(len(runs)), "sweep/n_failed": float(sum(run.status != "FINISHED" for run in runs))}
     estimates: dict[str, Estimate] = {}
     predicted = {expectation.metric.replace("/", ".") for expectation in spec.expect}
     for setting in settings:
-        for metric in _carried(names, shown, len(settings), setting, predicted):
-            if (mean := setting.mean(metric)) is not None:
-                result.metrics[setting.key(metric)] = mean.value
-                if mean.estimate is not None:
-                    estimates[setting.key(metric)] = mean.estimate
+        for metric in _carried(setting, shown, len(settings), predicted):
+            mean = setting.means[metric]
+            result.metrics[setting.key(metric)] = mean.value
+            if mean.estimate is not None:
+                estimates[setting.key(metric)] = mean.estimate
     record(result, estimates)
     result.diagnostics.warnings += [f"cell {run.label} failed: {run.error}" for run in runs if run.status != "FINISHED"]
     return result, shown
@@ -170,19 +174,18 @@ def _headlines(spec: Spec, names: Sequence[str]) -> list[str]:
     return list(dict.fromkeys([*filter(None, predicted), *(declared or plain[:DEFAULT_HEADLINES])]))
 
 
-def _carried(names: Sequence[str], shown: Sequence[str], n_settings: int, setting: Setting, predicted: Collection[str]) -> list[str]:
+def _carried(setting: Setting, shown: Sequence[str], n_settings: int, predicted: Collection[str]) -> list[str]:
     """Return the metrics that a sweep carries of one setting: all where that is few, else the main ones, and whatever was predicted."""
     most = MOST_METRICS // n_settings
-    kept = names if n_settings == 1 or len(names) <= most else shown[:most]
-    return [name for name in names if name in kept or setting.key(name).replace("/", ".") in predicted]
+    kept = setting.means if n_settings == 1 or len(setting.means) <= most else shown[:most]
+    return [name for name in setting.means if name in kept or setting.key(name).replace("/", ".") in predicted]
 
 
-def _add_means(result: ExperimentResult, settings: Sequence[Setting], names: Sequence[str], shown: Sequence[str]) -> None:
+def _add_means(result: ExperimentResult, settings: Sequence[Setting], shown: Sequence[str]) -> None:
     long: list[dict[str, Any]] = []
     wide: list[dict[str, Any]] = []
     for setting in settings:
-        own = {key: _plain(value) for key, value in setting.cell.items()}
-        means = {name: mean for name in names if (mean := setting.mean(name)) is not None}
+        own, means = {key: _plain(value) for key, value in setting.cell.items()}, setting.means
         long += [
             {**own, "metric": name, "mean": mean.value, "low": mean.low, "high": mean.high, "n_seeds": mean.n_seeds, "interval": mean.how}
             for name, mean in means.items()

@@ -5,6 +5,7 @@ The notes' own text stays; only what follows the headings below is written anew,
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING
 
@@ -51,7 +52,8 @@ def _row(number: int, ruling: Ruling) -> str:
     evidence = ruling.evidence
     said = ruling.verdict if evidence.standing == "counted" else f"{evidence.standing}: {plain(evidence.why or '')}"
     link = f"[{plain(evidence.run_name)}]({links.run(evidence.experiment_id, evidence.run_id)})"
-    return f"| {number} | {link} | {evidence.mode} | {said} | {plain(ruling.text)[:300]} | {shown(ruling.confidence)} |"
+    measured = plain(textwrap.shorten(ruling.text, 400, placeholder=" …"))
+    return f"| {number} | {link} | {evidence.mode} | {said} | {measured} | {shown(ruling.confidence)} |"
 
 
 def _linked(name: str, pages: Mapping[str, Run]) -> str:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 HEADING = "#### Lineage"
+_ADDRESS = re.compile(r"://|www\.|@|mailto:", re.IGNORECASE)
 MOST = 12
 """Links of one kind in a note; the UI lists the rest."""
 
@@ -102,5 +103,18 @@ def _link(run: Run) -> str:
 
 
 def plain(text: str) -> str:
-    """Return a text in which no Markdown sign means anything and no address becomes a link."""
-    return re.sub(r"([\\`*_\[\]<>|#!~&@]|:(?=//)|(?<=www)\.)", r"\\\1", " ".join(text.split()))
+    """Return a text in which no Markdown sign means anything and no address becomes a link, in the notes of the UI and in its files.
+
+    The two render differently: only the signs that both can escape by a backslash are, the others are character references; what one of
+    them would take for an address stands in a code span.
+    """
+    return " ".join(_literal(word) if _ADDRESS.search(word) else _escaped(word) for word in text.split())
+
+
+def _literal(word: str) -> str:
+    return f"`{word.replace('`', chr(39)).replace('|', '¦')}`"
+
+
+def _escaped(word: str) -> str:
+    word = re.sub(r"[<>&|~]", lambda sign: f"&#{ord(sign[0])};", word)
+    return re.sub(r"([\\`*_\[\]!]|(?<!&)#)", r"\\\1", word)

@@ -105,7 +105,7 @@ def test_a_sweep_of_seeds_alone_carries_its_means_under_their_own_names(bench, b
     assert set(tags["mlinterp.sweeps"].split(",")) == {by_size.run_id, summary.run_id}  # a cell of both
     with (bench.artifacts(summary.run_id) / "tables" / "estimates.csv").open() as lines:
         row = next(row for row in csv.DictReader(lines) if row["metric"] == "sae/fvu")
-    assert (row["unit"], row["interval"]) == ("seed", "Student t over seeds")
+    assert (row["n"], row["interval"]) == ("3", "Student t over seeds")
 
 
 def test_a_failing_cell_leaves_the_others_alone(bench):

@@ -12,6 +12,7 @@ KNOWN = (
     r"warning: AG Grid: since v27\.1, `(getRowNodeId|immutableData)` is deprecated",
     r"warning: AG Grid: tried to call sizeColumnsToFit\(\) but the grid is coming back with zero width",
     r"error: Failed to load resource: the server responded with a status of 404 \(Not Found\) .*/ajax-api/2\.0/mlflow/users/current$",
+    r"error: null ResizeObserver loop completed with undelivered notifications\.$",
 )
 """What MLflow 3.17's own pages say on the console, whatever is in the store."""
 
