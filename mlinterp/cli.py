@@ -181,9 +181,10 @@ def ui_command(
 
       mlinterp ui --port 5001
     """
+    from mlinterp.hypotheses.ledger import refresh_all
     from mlinterp.tracking.server import serve
 
-    serve(find_workspace("."), store, port, say=lambda text: show_lines([text]))
+    serve(find_workspace("."), store, port, say=lambda text: show_lines([text]), prepare=refresh_all)
 
 
 @app.command("runs", short_help="List recent runs.")

@@ -189,13 +189,14 @@ class Ledger:
 
     def _after_change(self, run_id: str) -> list[Stale]:
         stale = self.stale()
-        self.refresh()
         notes.rewrite(self.store, run_id)
         return stale
 
     def stale(self) -> list[Stale]:
-        """Mark every run that rests on something gone (deleted, retracted, replaced) and return them."""
-        return mark(self.store, self.experiment_id)
+        """Mark every run that rests on something gone (deleted, retracted, replaced), judge everything anew, and return those runs."""
+        found = mark(self.store, self.experiment_id)
+        self.refresh()
+        return found
 
     def refresh(self, only: Sequence[str] | None = None) -> None:
         """Judge hypotheses by the evidence that there is now, and write what came out where people look."""
@@ -243,6 +244,12 @@ class Ledger:
         if all(item.path != file for item in self.store.client.list_artifacts(run_id)):
             return None
         return Path(self.store.client.download_artifacts(run_id, file, str(into)))
+
+
+def refresh_all(store: Store) -> None:
+    """Judge the hypotheses of every project of a store anew: runs may have been deleted in the UI since."""
+    for experiment in queries.projects(store):
+        Ledger(store, experiment.experiment_id, experiment.name).stale()
 
 
 def ruling_tags(ruling: Ruling) -> dict[str, str]:

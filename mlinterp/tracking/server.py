@@ -27,8 +27,14 @@ APP = "mlinterp"
 """The name under which MLflow finds our pages: an entry point of the group `mlflow.app`."""
 
 
-def serve(workspace: Path, store_uri: str | None = None, port: int = 5000, say: Callable[[str], object] = print) -> None:
-    """Run the UI on a store until a signal stops it; `say` is told the links to open.
+def serve(
+    workspace: Path,
+    store_uri: str | None = None,
+    port: int = 5000,
+    say: Callable[[str], object] = print,
+    prepare: Callable[[Store], object] | None = None,
+) -> None:
+    """Run the UI on a store until a signal stops it; `say` is told the links to open, `prepare` brings up to date what it will show.
 
     Raises EnvironmentFault for a port in use (naming the next free one), for a store that is a server itself and for a server that
     does not come up. Leaves no process behind.
@@ -39,6 +45,8 @@ def serve(workspace: Path, store_uri: str | None = None, port: int = 5000, say: 
         if store.artifact_root is None:
             raise EnvironmentFault(f"{store.shown_uri} is a server already: open it in a browser")
         check_port(port)
+        if prepare is not None:
+            prepare(store)
         with running(store, port) as server:
             base = f"http://{HOST}:{port}"
             for line in announcement(store, base):
