@@ -50,6 +50,8 @@ def _resolve_one(role: str, reference: str, spec: Spec, session: Session, place:
 
     if reference.startswith("models:/"):
         model = registry.resolve_model(session.store, reference)
+        if model.run_id is not None:
+            _refuse_withdrawn(role, model.run_id, session)
         return ResolvedInput(reference, model.path, model.digest, model.run_id, model.model_id)
     if reference.startswith("@"):
         run_id = place.outputs[reference[1:]].run_id
@@ -64,7 +66,21 @@ def _resolve_one(role: str, reference: str, spec: Spec, session: Session, place:
         run_id = found
     else:
         run_id = queries.run_by_prefix(session.store, reference.removeprefix("run:")).info.run_id
+        _refuse_withdrawn(role, run_id, session)
     return from_run(role, reference, run_id, session)
+
+
+def _refuse_withdrawn(role: str, run_id: str, session: Session) -> None:
+    """Refuse what was retracted, or rests on something gone: whatever took it would be stale from the first."""
+    from mlinterp.tracking import queries
+
+    run = queries.get(session.store, run_id)
+    tags = run.data.tags if run is not None else {}
+    why = f"was retracted: {tags[queries.RETRACTED]}" if queries.RETRACTED in tags else tags.get(queries.STALE)
+    if why:
+        better = tags.get(queries.REPLACED_BY)
+        allowed = f"use run:{better}" if better else f"`mlinterp restore {run_id[:12]}` takes a retraction back"
+        raise SpecError(f"run {run_id[:12]} {why}", field=f"inputs.{role}", allowed=allowed)
 
 
 def files_of(role: str, manifest: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

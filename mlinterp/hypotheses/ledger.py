@@ -16,10 +16,11 @@ from mlinterp.errors import SpecError, unknown
 from mlinterp.hypotheses import claims, pages, reading
 from mlinterp.hypotheses.declared import DeclaredHypotheses, read_declared
 from mlinterp.hypotheses.records import Declaration, Hypothesis, Ruling
-from mlinterp.hypotheses.staleness import REPLACED_BY, RETRACTED, Stale, mark
+from mlinterp.hypotheses.staleness import Stale, mark
 from mlinterp.io.text import scrub
 from mlinterp.project import Project
 from mlinterp.tracking import notes, queries
+from mlinterp.tracking.queries import REPLACED_BY, RETRACTED
 from mlinterp.tracking.recorder import LONGEST_TAG, Recorder
 from mlinterp.tracking.store import Store, open_store
 

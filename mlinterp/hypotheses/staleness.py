@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mlinterp.tracking import queries
+from mlinterp.tracking.queries import REPLACED_BY, RETRACTED, STALE
 from mlinterp.tracking.recorder import Recorder
 from mlinterp.tracking.store import Store
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
 
-RETRACTED, REPLACED_BY, STALE, UPSTREAM = "mlinterp.retracted", "mlinterp.replaced_by", "mlinterp.stale", "mlinterp.upstream"
+UPSTREAM = "mlinterp.upstream"
 COMPOSITES = {"study", "sweep"}
 
 

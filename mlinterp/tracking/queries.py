@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from mlflow.entities import Experiment, Run
 
 RESOLVED_SPEC = "spec.resolved.json"
+RETRACTED, REPLACED_BY, STALE = "mlinterp.retracted", "mlinterp.replaced_by", "mlinterp.stale"
+"""Tags of runs that were withdrawn, with the reason; of their replacement; of runs that rest on something gone, with what."""
+
+WITHDRAWN = {RETRACTED, STALE}
 _PREFIX = re.compile(r"[0-9a-f]{4,32}")
 
 
@@ -202,10 +206,15 @@ def recorded_result(store: Store, run_id: str) -> ExperimentResult:
 
 
 def _newest(store: Store, experiment_id: str, tags: dict[str, str]) -> Run | None:
-    found = store.client.search_runs(
-        [experiment_id], f"{_where(tags)} and attributes.status = 'FINISHED'", max_results=1, order_by=["attributes.end_time DESC"]
-    )
-    return found[0] if found else None
+    """Return the newest finished run that still stands: neither retracted nor resting on something gone."""
+    where = f"{_where(tags)} and attributes.status = 'FINISHED'"
+    token = None
+    while True:
+        page = store.client.search_runs([experiment_id], where, max_results=50, order_by=["attributes.end_time DESC"], page_token=token)
+        standing = next((run for run in page if not WITHDRAWN & run.data.tags.keys()), None)
+        token = page.token
+        if standing is not None or not token:
+            return standing
 
 
 def search(store: Store, experiment_id: str, where: str, *, deleted: bool = False) -> list[Run]:

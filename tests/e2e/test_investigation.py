@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 import mlinterp
+from mlinterp.errors import SpecError
 from mlinterp.hypotheses.ledger import Ledger
 from mlinterp.hypotheses.records import Declaration
 from mlinterp.project import find_project
@@ -96,3 +97,15 @@ def test_what_rests_on_the_model_is_stale_once_it_is_withdrawn_and_sound_again_a
     assert {one.evaluation.status for one in told.ledger.all()} == {"proposed"}
     told.ledger.restore(told.fit)
     assert {one.id: one.evaluation.status for one in told.ledger.all()} == before
+
+
+def test_a_withdrawn_model_is_neither_the_latest_nor_a_named_input_and_its_answers_are_not_reused(told):
+    told.ledger.retract(told.fit, "trained on the test split")
+    with pytest.raises(SpecError, match="no finished run has produced a subject"):
+        mlinterp.run_spec(told.folder / "specs" / "carries_last.yaml")
+    spec = yaml.safe_load((told.folder / "specs" / "carries_last.yaml").read_text()) | {"inputs": {"subject": f"run:{told.fit}"}}
+    path = told.folder / "specs" / "named.yaml"
+    path.write_text(yaml.safe_dump({**spec, "hypothesis": "h003"}))
+    with pytest.raises(SpecError, match=r"inputs.subject: run \w+ was retracted: trained on the test split; `mlinterp restore"):
+        mlinterp.run_spec(path)
+    told.ledger.restore(told.fit)
