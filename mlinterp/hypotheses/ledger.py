@@ -222,8 +222,9 @@ class Ledger:
             now = int(time.time() * 1000)
             self.store.client.log_metric(hypothesis.run_id, pages.CONFIDENCE, hypothesis.evaluation.confidence, timestamp=now, step=step)
             changed = True
+        runs = {run.info.run_id: run for run in reading.evidence_runs(self.store, self.experiment_id, hypothesis.id)}
         for ruling in hypothesis.evaluation.rulings:
-            run = queries.get(self.store, ruling.evidence.run_id)
+            run = runs.get(ruling.evidence.run_id)
             if run is not None and run.info.lifecycle_stage == "active" and self._tag(run.info.run_id, run.data.tags, ruling_tags(ruling)):
                 notes.rewrite(self.store, run.info.run_id)
                 changed = True

@@ -100,12 +100,16 @@ def test_what_rests_on_the_model_is_stale_once_it_is_withdrawn_and_sound_again_a
 
 
 def test_a_withdrawn_model_is_neither_the_latest_nor_a_named_input_and_its_answers_are_not_reused(told):
+    spec, path = yaml.safe_load((told.folder / "specs" / "carries_last.yaml").read_text()), told.folder / "specs" / "again.yaml"
+    path.write_text(yaml.safe_dump({**spec, "hypothesis": "h003"}))
     told.ledger.retract(told.fit, "trained on the test split")
     with pytest.raises(SpecError, match="no finished run has produced a subject"):
-        mlinterp.run_spec(told.folder / "specs" / "carries_last.yaml")
-    spec = yaml.safe_load((told.folder / "specs" / "carries_last.yaml").read_text()) | {"inputs": {"subject": f"run:{told.fit}"}}
-    path = told.folder / "specs" / "named.yaml"
-    path.write_text(yaml.safe_dump({**spec, "hypothesis": "h003"}))
+        mlinterp.run_spec(path)
+    path.write_text(yaml.safe_dump({**spec, "hypothesis": "h003", "inputs": {"subject": f"run:{told.fit}"}}))
     with pytest.raises(SpecError, match=r"inputs.subject: run \w+ was retracted: trained on the test split; `mlinterp restore"):
         mlinterp.run_spec(path)
     told.ledger.restore(told.fit)
+    first = mlinterp.run_spec(path)
+    assert mlinterp.run_spec(path).run_id == first.run_id
+    told.ledger.retract(first.run_id, "the machine was faulty")
+    assert mlinterp.run_spec(path).run_id != first.run_id

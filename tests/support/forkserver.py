@@ -117,6 +117,15 @@ def crowd(specs: list[str], workspace: str) -> list[int]:
     return [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in workers]
 
 
+def claim(project: str, text: str) -> str:
+    """Add a hypothesis and return its id."""
+    from mlinterp.hypotheses.ledger import Ledger
+    from mlinterp.hypotheses.records import Declaration
+    from mlinterp.project import find_project
+
+    return Ledger.open(find_project(project)).add(Declaration(claim=text)).id
+
+
 def resume(run_id: str, workspace: str) -> str:
     """Go on with a run and return its id."""
     import mlinterp
