@@ -114,7 +114,7 @@ def add_hypothesis(claim: str, *, project: Path | str | None = None, **declared:
     return _ledger(project).add(declare({"claim": claim, **declared}))
 
 
-def list_hypotheses(*, project: Path | str | None = None) -> list[Hypothesis]:
+def list_hypotheses(project: Path | str | None = None) -> list[Hypothesis]:
     """Return a project's hypotheses in the order of their ids, each judged by all evidence that there is now."""
     return _ledger(project).all()
 

@@ -271,9 +271,11 @@ def retract_command(
 
       mlinterp retract 3f2a91 --why "trained on the wrong split"
     """
-    ledger = _ledger(project)
+    ledger = _ledger_of(run, project)
     before = ledger.all()
-    _show_after(ledger, before, ledger.retract(run, why, replaced_by))
+    stale = ledger.retract(run, why, replaced_by)
+    show_lines([f"retracted {run}: {why}"])
+    _show_after(ledger, before, stale)
 
 
 def restore_command(run: RunArgument, project: ProjectOption = None) -> None:
@@ -283,9 +285,11 @@ def restore_command(run: RunArgument, project: ProjectOption = None) -> None:
 
       mlinterp restore 3f2a91
     """
-    ledger = _ledger(project)
+    ledger = _ledger_of(run, project)
     before = ledger.all()
-    _show_after(ledger, before, ledger.restore(run))
+    stale = ledger.restore(run)
+    show_lines([f"restored {run}"])
+    _show_after(ledger, before, stale)
 
 
 def stale_command(as_json: JsonOption = False, project: ProjectOption = None) -> None:
@@ -362,6 +366,15 @@ def _show_added(one: Hypothesis, what: str) -> None:
 def _show_standing(one: Hypothesis) -> None:
     shut = f", closed: {one.closed}" if one.closed else ""
     show_lines([f"{one.id} {one.status}, confidence {one.evaluation.confidence:.3g}{shut}: {one.declared.claim}"])
+
+
+def _ledger_of(run: str, project: str | None) -> Ledger:
+    """Return the project's ledger: the one that is named, or the run's own."""
+    from mlinterp.hypotheses.ledger import Ledger
+    from mlinterp.project import find_workspace
+    from mlinterp.tracking.store import open_store
+
+    return _ledger(project) if project else Ledger.of_run(open_store(find_workspace(".")), run)
 
 
 def _show_after(ledger: Ledger, before: list[Hypothesis], stale: Any) -> None:

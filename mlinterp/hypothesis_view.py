@@ -145,8 +145,14 @@ def show_stale(found: Sequence[Stale]) -> None:
     if not found:
         show_lines(["nothing rests on anything gone"])
         return
-    show_table(["run", "name", "why"], [(one.run_id[:12], one.run_name, one.why) for one in found])
+    show_table(["run", "name", "why"], [(one.run_id[:12], one.run_name, _brief(one.why)) for one in found])
     show_lines(["", "to find them in the search box of the UI:", *(f"  {query}" for query in dict.fromkeys(one.query for one in found))])
+
+
+def _brief(why: str) -> str:
+    """Return the first and the last link of a chain of reasons."""
+    first, *between, last = why.split(", which ") if ", which " in why else (why, "")
+    return f"{first}, …, which {last}" if between else why
 
 
 def show_changes(before: Iterable[Hypothesis], after: Iterable[Hypothesis]) -> None:

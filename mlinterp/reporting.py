@@ -152,16 +152,16 @@ def _rulings(store: Store, runs: list[Run]) -> dict[str, Ruling]:
     names = {run.data.tags[reading.ID] for run in judged if reading.ID in run.data.tags}
     found = reading.hypotheses(store, runs[0].info.experiment_id, names) if names else {}
     rulings = {ruling.evidence.run_id: ruling for one in found.values() for ruling in one.evaluation.rulings}
-    alone = [run.info.run_id for run in judged if reading.ID not in run.data.tags]
-    return rulings | {run_id: reading.ruling_alone(store, run_id) for run_id in alone}
+    known = staleness.Runs(store, runs[0].info.experiment_id)
+    return rulings | {run.info.run_id: reading.ruling_alone(run, known) for run in judged if reading.ID not in run.data.tags}
 
 
 def _withdrawn(store: Store, run: Run) -> list[Block]:
     """Return, for a run that is no evidence itself, that it was retracted or rests on something that was."""
-    runs = staleness.Runs(store, [run])
+    runs = staleness.Runs(store, run.info.experiment_id)
     if why := staleness.retraction(run, runs):
         return [Notice("failure", "Retracted", (why,))]
-    stale = staleness.staleness(run, runs)
+    stale = runs.staleness(run)
     return [Notice("failure", "Stale", (stale.why,))] if stale is not None else []
 
 

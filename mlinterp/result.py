@@ -93,6 +93,8 @@ class Estimate(_Part):
     null_value: float | None = None
     """What the number would be under the null; 0 for an effect beyond its controls."""
     p: float | None = None
+    mode: Mode | None = None
+    """How it was measured, where that is not the mode of the whole result: a study's numbers come from steps of both modes."""
 
 
 class Aggregates(_Part):

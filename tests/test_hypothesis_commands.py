@@ -173,7 +173,8 @@ def test_a_retraction_says_what_it_changes_and_what_is_stale_and_can_be_taken_ba
     assert confidence > 0.5
     said = Said(capsys, "retract", source[:12], "--why", "the wrong split")
     assert (said.code, said.err) == (0, "")
-    assert re.match(rf"h001: .* {confidence:.3g} -> .* 0\.5$", said.lines[0])
+    assert said.lines[0] == f"retracted {source[:12]}: the wrong split"
+    assert re.match(rf"h001: .* {confidence:.3g} -> .* 0\.5$", said.lines[1])
     assert any(line.startswith(f"{resting[:12]} what rests on it rests on 'the source'") for line in said.lines)
     query = f"tags.`mlinterp.upstream` LIKE '%{source}%'"
     assert said.lines[-1] == query
@@ -183,7 +184,7 @@ def test_a_retraction_says_what_it_changes_and_what_is_stale_and_can_be_taken_ba
     (stale,) = json.loads(Said(capsys, "stale", "--json").out)
     assert (stale["run_id"], stale["query"]) == (resting, query)
     back = Said(capsys, "restore", source[:12])
-    assert re.match(rf"h001: .* 0\.5 -> .* {confidence:.3g}$", back.lines[0])
+    assert re.match(rf"h001: .* 0\.5 -> .* {confidence:.3g}$", back.lines[1])
     assert back.lines[-1] == "nothing rests on anything gone"
 
 

@@ -60,7 +60,7 @@ class Composite:
 
         A failing step ends its study. A failing cell leaves its siblings alone; a sweep fails only when every cell does.
         """
-        from mlinterp.tracking.views import mark_sweep
+        from mlinterp.tracking.views import mark_headlines, mark_parts
 
         before = earlier_children(session, run_id) if place.run_id else {}
         done: dict[str, RunSummary] = {}
@@ -76,12 +76,13 @@ class Composite:
                     done[child.label] = self._run_child(child, session, where, execute)
                 task.advance(1, child.label)
         runs = list(done.values())
+        mark_parts(session.store, run_id, [child.run_id for child in runs if child.status == "FINISHED"])
         if self.spec.is_study:
             return study_result(self.spec, runs), runs
         if all(child.status != "FINISHED" for child in runs):
             raise ExperimentError(f"all {len(runs)} cells failed; the first: {runs[0].error}")
         result, shown = sweep_result(self.spec, [child.cell for child in everything], runs)
-        mark_sweep(session.store, run_id, [child.run_id for child in runs if child.status == "FINISHED"], shown)
+        mark_headlines(session.store, run_id, shown)
         return result, runs
 
     def _run_child(self, child: Child, session: Session, where: Place, execute: Execute) -> RunSummary:

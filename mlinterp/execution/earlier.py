@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from mlinterp.execution.session import Session
 from mlinterp.execution.summary import RunSummary
+from mlinterp.execution.verdict import rule_late
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -15,6 +16,7 @@ def summary_of(run: Run, session: Session, label: str | None = None) -> RunSumma
     """Return a finished run as the summary that it had, marked as reused."""
     from mlinterp.tracking import links, queries
 
+    run = rule_late(run, session)
     below = queries.children(session.store, run.info.experiment_id, run.info.run_id)
     return RunSummary(
         run_id=run.info.run_id,

@@ -48,7 +48,8 @@ def study_result(spec: Spec, runs: Sequence[RunSummary]) -> ExperimentResult:
             if (position < HEADLINES and name in child.result.metrics) or name in declared or f"{child.label}.{dotted}" in predicted:
                 result.metrics[f"{child.label}/{dotted}"] = value
                 if name in child.result.estimates:
-                    estimates[f"{child.label}/{dotted}"] = child.result.estimates[name]
+                    own = child.result.estimates[name]
+                    estimates[f"{child.label}/{dotted}"] = own.model_copy(update={"mode": own.mode or child.result.mode})
         result.diagnostics.warnings += [f"{child.label}: {warning}" for warning in child.result.diagnostics.warnings]
     result.add_table("steps", rows, description="The steps of this study, in order.")
     record(result, estimates)

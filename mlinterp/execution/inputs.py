@@ -59,9 +59,9 @@ def _resolve_one(role: str, reference: str, spec: Spec, session: Session, place:
         found = queries.latest(session.store, session.experiment_id, role, spec.subject)
         if found is None:
             raise SpecError(
-                f"no finished run has produced a {role} for '{spec.subject}' yet",
+                f"no finished run that still stands has produced a {role} for '{spec.subject}'",
                 field=f"inputs.{role}",
-                allowed="run one first, or name a run",
+                allowed="run one first, or name a run; `mlinterp stale` lists what was withdrawn",
             )
         run_id = found
     else:
@@ -76,6 +76,8 @@ def _refuse_withdrawn(role: str, run_id: str, session: Session) -> None:
 
     run = queries.get(session.store, run_id)
     tags = run.data.tags if run is not None else {}
+    if run is not None and run.info.lifecycle_stage == "deleted":
+        raise SpecError(f"run {run_id[:12]} was deleted", field=f"inputs.{role}", allowed="restore it in the UI, or name another")
     why = f"was retracted: {tags[queries.RETRACTED]}" if queries.RETRACTED in tags else tags.get(queries.STALE)
     if why:
         better = tags.get(queries.REPLACED_BY)

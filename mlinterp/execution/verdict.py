@@ -15,6 +15,8 @@ from mlinterp.result import ExperimentResult
 from mlinterp.spec import Spec
 
 if TYPE_CHECKING:
+    from mlflow.entities import Run
+
     from mlinterp.hypotheses.records import Ruling
     from mlinterp.tracking.recorder import Recorder
 
@@ -48,12 +50,13 @@ def rule(spec: Spec, session: Session, run_id: str) -> Ruling | None:
     """Return what a finished run says for its hypothesis, or by itself where it has none, and write it where people look."""
     from mlinterp.hypotheses.ledger import ruling_tags
     from mlinterp.hypotheses.reading import ruling_alone
+    from mlinterp.hypotheses.staleness import Runs
     from mlinterp.tracking.recorder import Recorder
 
     if not spec.expect:
         return None
     if spec.hypothesis is None:
-        alone = ruling_alone(session.store, run_id)
+        alone = ruling_alone(session.store.client.get_run(run_id), Runs(session.store, session.experiment_id))
         Recorder(session.store.client, run_id).tags(ruling_tags(alone))
         return alone
     session.ledger.refresh([spec.hypothesis])
@@ -61,7 +64,33 @@ def rule(spec: Spec, session: Session, run_id: str) -> Ruling | None:
     return next((ruling for ruling in rulings if ruling.evidence.run_id == run_id), None)
 
 
+def rule_late(run: Run, session: Session) -> Run:
+    """Rule on a finished run that was judged and then killed before anyone ruled on it, and return it as it is now."""
+    from mlinterp.hypotheses.reading import ID, JUDGED_AT
+
+    tags = run.data.tags
+    if run.info.status != "FINISHED" or JUDGED_AT not in tags or "mlinterp.verdict" in tags:
+        return run
+    if ID in tags:
+        session.ledger.refresh([tags[ID]])
+    else:
+        session.ledger.stale()
+    return session.store.client.get_run(run.info.run_id)
+
+
 def standings(spec: Spec, session: Session) -> list[str]:
     """Return where each hypothesis of a spec stands now, a line each."""
     found = [session.ledger.get(name) for name in sorted(spec.hypotheses())]
-    return [f"{one.id} {one.status}, confidence {one.evaluation.confidence:.2g}: {one.declared.claim}" for one in found]
+    told = [f"{one.id} {one.status}, confidence {shown_confidence(one.evaluation.confidence)}: {one.declared.claim}" for one in found]
+    if spec.hypothesis and not (spec.expect or spec.is_study):
+        told.append(f"nothing was predicted (`expect:`), so this run is no evidence for {spec.hypothesis}")
+    return told
+
+
+def shown_confidence(confidence: float) -> str:
+    """Return a confidence with two digits; never 0 or 1, which no evidence reaches.
+
+    >>> shown_confidence(0.9524), shown_confidence(0.99999)
+    ('0.95', '> 0.99')
+    """
+    return "> 0.99" if confidence > 0.99 else "< 0.01" if confidence < 0.01 else f"{confidence:.2f}"

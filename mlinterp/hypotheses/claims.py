@@ -15,6 +15,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlinterp.errors import TrackingError
@@ -26,18 +27,21 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 CLAIM, CONFIRMED = "mlinterp.hypothesis_claim", "mlinterp.hypothesis"
+_FILE = "sqlite:///"
 PATIENCE_SECONDS = 15.0
 """How long the smallest waits for the others; one that has said nothing for so long has died."""
 
 
 def alone_here(store: Store) -> AbstractContextManager[None]:
-    """Hold this machine's lock on adding hypotheses."""
+    """Hold this machine's lock on adding hypotheses: beside the store where that is a file, so that whoever opens it meets there."""
+    if store.uri.startswith(_FILE):
+        return locked(Path(f"{store.uri.removeprefix(_FILE)}.hypotheses.lock"))
     return locked(store.workspace / ".mlinterp" / "hypotheses.lock")
 
 
 def next_free(store: Store, experiment_id: str, reserved: Mapping[str, object]) -> str:
     """Return the id after the highest that was ever claimed or is reserved."""
-    taken = [run.data.tags[CLAIM] for run in _claims(store, experiment_id)]
+    taken = [run.data.tags[CLAIM] for run in _claims(store, experiment_id) if CLAIM in run.data.tags]  # one may give way meanwhile
     return f"h{max((int(name[1:]) for name in [*taken, *reserved]), default=0) + 1:03d}"
 
 
@@ -77,8 +81,8 @@ def _claims(store: Store, experiment_id: str, name: str | None = None) -> list[R
 
 
 def clear_unfinished(store: Store, experiment_id: str) -> None:
-    """Put the runs of those who died between claiming and confirming into the bin. Hold `alone_here`."""
-    too_old = (time.time() - 10 * PATIENCE_SECONDS) * 1000
+    """Put the runs of those who died between claiming and confirming into the bin. Hold `alone_here`: in a file nobody else is alive."""
+    too_old = (time.time() - (0 if store.uri.startswith(_FILE) else 10 * PATIENCE_SECONDS)) * 1000
     for run in queries.search(store, experiment_id, "tags.`mlinterp.kind` = 'hypothesis'"):
         if CONFIRMED not in run.data.tags and run.info.start_time < too_old:
             try:

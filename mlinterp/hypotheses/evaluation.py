@@ -64,7 +64,8 @@ class Tested:
     @property
     def beside_control(self) -> bool:
         """Whether any of its numbers has a null: what it would be if there were nothing to find."""
-        return any(item.estimate is not None and item.estimate.null_value is not None for item in self.judgements)
+        found = [item.estimate for item in self.judgements if item.estimate is not None]
+        return any(one.null_value is not None and one.mode != "observational" for one in found)
 
 
 @dataclass(frozen=True)
@@ -104,8 +105,14 @@ class _Ruled:
     def can_support(self, declared: Declaration, test: Tested) -> bool:
         return declared.level == "correlational" or (self.evidence.mode == "interventional" and test.beside_control)
 
-    def likelihood_ratio(self, declared: Declaration) -> float:
-        if not self.counts or self.verdict == "inconclusive":
+    def measured(self) -> set[str]:
+        """What was measured, whatever it is called and whatever was predicted of it."""
+        found = [item.estimate for test in self.tests for item in test.judgements if item.estimate is not None]
+        return {one.model_dump_json(exclude={"mode"}) for one in found}
+
+    def likelihood_ratio(self, declared: Declaration, before: set[str]) -> float:
+        """Return what the odds are multiplied by; 1 where nothing was measured that was not measured `before`."""
+        if not self.counts or self.verdict == "inconclusive" or self.measured() <= before:
             return 1.0
         p = max(test.p for test in self.tests if test.verdict == self.verdict)
         ratio = min(CAP, max(1.0, 0.5 / math.sqrt(p))) if p > 0 else CAP
@@ -122,8 +129,10 @@ def evaluate(declared: Declaration, evidence: Sequence[Evidence]) -> Evaluation:
         ruled.append(_Ruled(item, tests))
         spending = spending if item.standing == "duplicate" else after
     confidence, log_odds, rulings = declared.confidence, 0.0, list[Ruling]()
+    before = set[str]()
     for one in ruled:
-        ratio = one.likelihood_ratio(declared)
+        ratio = one.likelihood_ratio(declared, before)
+        before |= one.measured() if one.counts else set()
         log_odds += math.log(ratio)
         confidence = float(special.expit(special.logit(declared.confidence) + log_odds)) if log_odds else declared.confidence
         told = tuple((test.role, test.verdict, test.p, test.rate) for test in one.tests)
@@ -138,7 +147,8 @@ def _tests(item: Evidence, spending: _Spending) -> tuple[tuple[Tested, ...], _Sp
     for role in _ROLES:
         if group := tuple(judgement for judgement in item.judgements if judgement.role == role):
             tests.append(spending.test(role, group))
-            spending = spending.after(tests[-1].verdict if item.standing == "counted" else "inconclusive")
+            if tests[-1].direction != "inconclusive":  # what cannot be judged is no test
+                spending = spending.after(tests[-1].verdict if item.standing == "counted" else "inconclusive")
     return tuple(tests), spending
 
 

@@ -10,7 +10,7 @@ from mlinterp.hypotheses.pages import tally
 from mlinterp.hypotheses.records import Hypothesis, Ruling
 from mlinterp.reports.document import shown
 from mlinterp.reports.lineage_graph import Edge, Lineage, Node, NodeKind
-from mlinterp.tracking import links, queries
+from mlinterp.tracking import links
 from mlinterp.tracking.recorder import INPUT_TAG
 from mlinterp.tracking.store import Store
 
@@ -25,13 +25,12 @@ _NUMBERS = 6
 
 def project_lineage(store: Store, experiment_id: str) -> Lineage:
     """Return the lineage of a project; what is not there any more but was rested on is a node too, and says so."""
-    hypotheses = reading.hypotheses(store, experiment_id)
-    found = queries.search(store, experiment_id, "tags.`mlinterp.kind` != '' and tags.`mlinterp.kind` != 'hypothesis'")
-    runs = {run.info.run_id: run for run in found}
-    _, stale = staleness.find(store, experiment_id)
+    known = staleness.Runs(store, experiment_id, whole=True)
+    hypotheses = reading.hypotheses(store, experiment_id, runs=known)
+    runs = {run.info.run_id: run for run in known.active() if run.data.tags.get("mlinterp.kind", "hypothesis") != "hypothesis"}
+    stale = [found for run in runs.values() if (found := known.staleness(run)) is not None]
     rulings = {ruling.evidence.run_id: ruling for one in hypotheses.values() for ruling in one.evaluation.rulings}
     reasons = {item.run_id: item.why for item in stale}
-    known = staleness.Runs(store, found)
     nodes = [_hypothesis(one) for one in hypotheses.values()]
     nodes += [_run(run, rulings.get(run_id), reasons.get(run_id), known) for run_id, run in runs.items()]
     edges = [*_refinements(hypotheses), *_between(runs.values(), hypotheses, rulings)]
@@ -104,7 +103,8 @@ def _absent(run_id: str, known: staleness.Runs) -> Node:
     title = run.info.run_name if run is not None else f"run {run_id[:12]}"
     made = _MADE.get(run.data.tags.get("mlinterp.produces", "")) if run is not None else None
     link = links.run(run.info.experiment_id, run_id) if run is not None else ""
-    return Node(run_id, made or "run", title, "", "deleted" if why else "", link, (("what became of it", why),) if why else ())
+    standing = "" if why is None else "retracted" if why.startswith("was re") else "deleted"
+    return Node(run_id, made or "run", title, "", standing, link, (("what became of it", why),) if why else ())
 
 
 def _refinements(hypotheses: Mapping[str, Hypothesis]) -> Iterator[Edge]:
@@ -118,9 +118,10 @@ def _between(runs: Iterable[Run], hypotheses: Mapping[str, Hypothesis], rulings:
     for run in runs:
         run_id, tags = run.info.run_id, run.data.tags
         roles = {source: name.removeprefix(INPUT_TAG) for name, source in tags.items() if name.startswith(INPUT_TAG)}
-        for source in dict.fromkeys(staleness.upstream(run)):
+        for source in dict.fromkeys(staleness.listed(run, staleness.UPSTREAM)):
             yield Edge(source, run_id, "input", roles.get(source, ""))
-        if parent := tags.get("mlflow.parentRunId"):
-            yield Edge(parent, run_id, "contains")
+        parent = tags.get("mlflow.parentRunId")
+        for composite in dict.fromkeys([*([parent] if parent else []), *staleness.listed(run, staleness.PART_OF)]):
+            yield Edge(composite, run_id, "contains")
         if tags.get(reading.ID) in hypotheses and (run_id in rulings or parent is None):
             yield Edge(run_id, tags[reading.ID], "evidence", rulings[run_id].verdict if run_id in rulings else "")

@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 HEADING = "#### Hypotheses"
 MOST = 20
 """Rows of a table in a note; `mlinterp hypothesis show` has them all."""
-LONGEST_EXPERIMENT_TAG = 20_000
+MOST_HYPOTHESES = 50
+"""Rows of the project's table: MLflow keeps 20,000 characters of a note."""
+_DECIDED = {"supported", "refuted", "superseded"}
 CONFIDENCE = "hypothesis/confidence"
 
 
@@ -62,14 +64,18 @@ def _linked(name: str, pages: Mapping[str, Run]) -> str:
 
 
 def overview_markdown(pages: Collection[Run]) -> str:
-    """Return all hypotheses of a project as a table, from their pages."""
+    """Return the hypotheses of a project as a table, from their pages: of many, those that are undecided, then the newest."""
     lines = [HEADING, "", "| | claim | status | confidence | evidence |", "|---|---|---|---|---|"]
-    for page in pages:
+    ranked = sorted(pages, key=lambda page: (page.data.tags.get("mlinterp.status") in _DECIDED, -page.info.start_time))
+    shown_pages = {page.info.run_id for page in ranked[:MOST_HYPOTHESES]}
+    for page in (page for page in pages if page.info.run_id in shown_pages):
         tags = page.data.tags
         link = f"[{tags['mlinterp.hypothesis']}]({links.run(page.info.experiment_id, page.info.run_id)})"
-        cells = [link, plain(tags.get("mlinterp.claim", ""))[:200], tags.get("mlinterp.status", "")]
+        cells = [link, plain(textwrap.shorten(tags.get("mlinterp.claim", ""), 120, placeholder=" …")), tags.get("mlinterp.status", "")]
         cells += [shown(page.data.metrics.get(CONFIDENCE)), tags.get("mlinterp.evidence", "")]
         lines.append(f"| {' | '.join(cells)} |")
+    if len(pages) > MOST_HYPOTHESES:
+        lines.append(f"\n… and {len(pages) - MOST_HYPOTHESES} more: `mlinterp hypothesis list`")
     return "\n".join(lines)
 
 
@@ -96,7 +102,7 @@ def write_overview(store: Store, experiment_id: str, pages: Collection[Run], tit
     """Write the table of a project's hypotheses below what people wrote in its note; return whether it said anything else before."""
     before = store.client.get_experiment(experiment_id).tags.get(NOTE_TAG, f"**{plain(title)}**")
     text = f"{before.partition(HEADING)[0].rstrip()}\n\n{overview_markdown(pages)}"
-    if not pages or text == before or len(text) > LONGEST_EXPERIMENT_TAG:
+    if not pages or text == before:
         return False
     store.client.set_experiment_tag(experiment_id, NOTE_TAG, text)
     return True

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import zlib
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -11,10 +13,11 @@ from pydantic import ValidationError
 from mlinterp.errors import VerificationError
 from mlinterp.hypotheses.evaluation import evaluate
 from mlinterp.hypotheses.records import Declaration, Evidence, Hypothesis, Judgement, Ruling, Standing
-from mlinterp.hypotheses.staleness import Runs, retraction, staleness
+from mlinterp.hypotheses.staleness import Runs, retraction
 from mlinterp.io.digests import sha256_json
 from mlinterp.spec import Spec
 from mlinterp.tracking import queries
+from mlinterp.tracking.recorder import LONGEST_TAG
 from mlinterp.tracking.store import Store
 
 if TYPE_CHECKING:
@@ -25,6 +28,8 @@ ORIGIN = "mlinterp.origin."
 JUDGEMENTS, JUDGED_AT = "mlinterp.judgements", "mlinterp.judged_at"
 PREDICTION = "prediction.sha256"
 """The parameter that holds a prediction's digest from before the first result; a parameter of a run never changes."""
+_PACKED = "deflate;"
+"""Before judgements that are too long for a tag as they are."""
 
 
 def prediction_digest(spec: Spec) -> str:
@@ -47,7 +52,12 @@ def evidence_runs(store: Store, experiment_id: str, hypothesis: str | None = Non
     wanted = f"tags.`{ID}` = '{hypothesis}' and " if hypothesis else f"tags.`{ID}` != '' and "
     where = f"{wanted}tags.`{JUDGED_AT}` != '' and attributes.status = 'FINISHED'"
     found = [run for deleted in (False, True) for run in queries.search(store, experiment_id, where, deleted=deleted)]
-    return sorted(found, key=lambda run: (int(run.data.tags[JUDGED_AT]), run.info.run_id))
+    return sorted(found, key=lambda run: (_judged_at(run), run.info.run_id))
+
+
+def _judged_at(run: Run) -> int:
+    text = run.data.tags[JUDGED_AT]
+    return int(text) if text.isdecimal() else int(run.info.end_time or 0)
 
 
 def evidence(ordered: Iterable[Run], runs: Runs) -> list[Evidence]:
@@ -57,13 +67,13 @@ def evidence(ordered: Iterable[Run], runs: Runs) -> list[Evidence]:
         tags = run.data.tags
         standing, why = _standing(run, runs, answered)
         if standing == "counted":
-            answered.add(tags.get("mlinterp.run_key", run.info.run_id))
+            answered |= _answers(run)
         found.append(
             Evidence(
                 run_id=run.info.run_id,
                 experiment_id=run.info.experiment_id,
                 run_name=run.info.run_name,
-                at=int(tags[JUDGED_AT]),
+                at=_judged_at(run),
                 mode="interventional" if tags.get("mlinterp.mode") == "interventional" else "observational",
                 judgements=_record(run)[1],
                 standing=standing,
@@ -73,38 +83,52 @@ def evidence(ordered: Iterable[Run], runs: Runs) -> list[Evidence]:
     return found
 
 
-def ruling_alone(store: Store, run_id: str) -> Ruling:
+def ruling_alone(run: Run, runs: Runs) -> Ruling:
     """Return what a judged run says by itself, under no hypothesis."""
-    found = evidence([store.client.get_run(run_id)], Runs(store))
+    found = evidence([run], runs)
     return evaluate(Declaration(claim="what the spec predicts"), found).rulings[0]
 
 
 def _standing(run: Run, runs: Runs, answered: set[str]) -> tuple[Standing, str | None]:
     if run.info.lifecycle_stage == "deleted":
         return "deleted", "it was deleted"
-    if run.data.tags.get("mlinterp.run_key") in answered:
-        return "duplicate", "the same question on the same inputs with the same code was answered before"
-    if run.data.params.get(PREDICTION) != _record(run)[0]:
+    if _answers(run) & answered:
+        return "duplicate", "the same question was answered before, with the same numbers"
+    digest, judgements = _record(run)
+    if not judgements:
+        return "unregistered", f"its tag {JUDGEMENTS} is damaged"
+    if run.data.params.get(PREDICTION) != digest:
         return "unregistered", "its prediction is not the one that was recorded before its result"
     if why := retraction(run, runs):
         return "retracted", why
-    stale = staleness(run, runs)
+    stale = runs.staleness(run)
     return ("stale", stale.why) if stale is not None else ("counted", None)
+
+
+def _answers(run: Run) -> set[str]:
+    """Return by what a run is known again: its key or, where the code changed since, its predictions with every number to the digit."""
+    return {run.data.tags.get("mlinterp.run_key", run.info.run_id), run.data.tags[JUDGEMENTS]}
 
 
 def judgement_tags(spec: Spec, judgements: Iterable[Judgement], at: int) -> dict[str, str]:
     """Return the tags that make a run evidence."""
     kept = {"prediction": prediction_digest(spec), "judgements": [item.model_dump(mode="json", exclude_none=True) for item in judgements]}
-    return {JUDGEMENTS: json.dumps(kept, separators=(",", ":")), JUDGED_AT: str(at)}
+    text = json.dumps(kept, separators=(",", ":"))
+    if len(text) > LONGEST_TAG:
+        text = _PACKED + base64.b64encode(zlib.compress(text.encode(), 9)).decode()
+    return {JUDGEMENTS: text, JUDGED_AT: str(at)}
 
 
 def _record(run: Run) -> tuple[str, tuple[Judgement, ...]]:
-    """Return the digest of the prediction that was judged, and the judgements."""
+    """Return the digest of the prediction that was judged, and the judgements; none where the tag was damaged."""
     try:
-        kept: Mapping[str, Any] = json.loads(run.data.tags[JUDGEMENTS])
+        text = run.data.tags[JUDGEMENTS]
+        if text.startswith(_PACKED):
+            text = zlib.decompress(base64.b64decode(text.removeprefix(_PACKED))).decode()
+        kept: Mapping[str, Any] = json.loads(text)
         return kept["prediction"], tuple(Judgement.model_validate(item) for item in kept["judgements"])
-    except (KeyError, ValueError, TypeError) as error:
-        raise VerificationError(f"run {run.info.run_id[:12]}: its tag {JUDGEMENTS} is damaged") from error
+    except (KeyError, ValueError, TypeError, zlib.error):
+        return "", ()
 
 
 def declaration(run: Run) -> Declaration:
@@ -115,8 +139,11 @@ def declaration(run: Run) -> Declaration:
         raise VerificationError(f"hypothesis {run.data.tags.get(ID)}: its tag {DECLARATION} is damaged") from error
 
 
-def hypotheses(store: Store, experiment_id: str, only: Iterable[str] | None = None) -> dict[str, Hypothesis]:
-    """Return a project's hypotheses by id, in order, each judged by all evidence that there is now; with `only` just these."""
+def hypotheses(store: Store, experiment_id: str, only: Iterable[str] | None = None, runs: Runs | None = None) -> dict[str, Hypothesis]:
+    """Return a project's hypotheses by id, in order, each judged by all evidence that there is now; with `only` just these.
+
+    `runs` are the project's runs, where they were read already.
+    """
     pages = hypothesis_runs(store, experiment_id)
     declared = {name: declaration(run) for name, run in pages.items()}
     chosen = [name for name in pages if only is None or name in set(only)]
@@ -124,7 +151,8 @@ def hypotheses(store: Store, experiment_id: str, only: Iterable[str] | None = No
     for run in evidence_runs(store, experiment_id, chosen[0] if len(chosen) == 1 else None) if chosen else []:
         if run.data.tags[ID] in judged:
             judged[run.data.tags[ID]].append(run)
-    runs = Runs(store)
+    runs = runs or Runs(store, experiment_id, whole=only is None)
+    runs.know(run for found in judged.values() for run in found)
     return {
         name: Hypothesis(
             id=name,

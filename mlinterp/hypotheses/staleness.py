@@ -6,19 +6,19 @@ the UI: ``tags.`mlinterp.upstream` LIKE '%RUN%'`` finds what rests on a run, ``t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mlinterp.tracking import queries
 from mlinterp.tracking.queries import REPLACED_BY, RETRACTED, STALE
-from mlinterp.tracking.recorder import Recorder
+from mlinterp.tracking.recorder import LONGEST_TAG, Recorder
 from mlinterp.tracking.store import Store
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
 
-UPSTREAM = "mlinterp.upstream"
+UPSTREAM, PART_OF = "mlinterp.upstream", "mlinterp.part_of"
 COMPOSITES = {"study", "sweep"}
 
 
@@ -33,22 +33,82 @@ class Stale:
 
 
 class Runs:
-    """Runs by id, each read from the store once."""
+    """Runs by id, in the bin or not, each read from the store once.
 
-    def __init__(self, store: Store, known: Iterable[Run] = ()) -> None:
-        self.store = store
-        self._known: dict[str, Run | None] = {run.info.run_id: run for run in known}
+    With `whole` all of a project are read at first, which is quicker where most are asked for.
+    """
+
+    def __init__(self, store: Store, experiment_id: str, *, whole: bool = False) -> None:
+        self.store, self.experiment_id, self._whole = store, experiment_id, whole
+        self._known: dict[str, Run | None] = {}
+        self._contained: dict[str, dict[str, None]] = {}
+        self._stale: dict[str, Stale | None] = {}
+        for run in self._search("") if whole else ():
+            for above in (run.data.tags.get("mlflow.parentRunId"), *listed(run, PART_OF)):
+                if above and run.info.status == "FINISHED":
+                    self._contained.setdefault(above, {})[run.info.run_id] = None
+
+    def know(self, found: Iterable[Run]) -> None:
+        """Take over runs that were read elsewhere."""
+        self._known |= {run.info.run_id: run for run in found}
+
+    def _search(self, where: str) -> list[Run]:
+        found = [run for deleted in (False, True) for run in queries.search(self.store, self.experiment_id, where, deleted=deleted)]
+        self.know(found)
+        return found
 
     def get(self, run_id: str) -> Run | None:
-        """Return a run, in the bin or not, or None where it is gone for good."""
+        """Return a run, or None where it is gone for good."""
         if run_id not in self._known:
             self._known[run_id] = queries.get(self.store, run_id)
         return self._known[run_id]
 
+    def active(self) -> list[Run]:
+        """Return the project's own runs that are not in the bin; `whole` must have been asked for."""
+        own = [run for run in self._known.values() if run is not None and run.info.experiment_id == self.experiment_id]
+        return [run for run in own if run.info.lifecycle_stage == "active"]
 
-def upstream(run: Run) -> list[str]:
-    """Return the runs whose output a run took."""
-    return [found for found in run.data.tags.get(UPSTREAM, "").split(",") if found]
+    def contained(self, run_id: str) -> list[str]:
+        """Return the finished runs that a study or a sweep sums up, those among them that an earlier run had answered included."""
+        if not self._whole and run_id not in self._contained:
+            found = [run for where in (_below(run_id), f"tags.`{PART_OF}` LIKE '%{run_id}%'") for run in self._search(where)]
+            self._contained[run_id] = {run.info.run_id: None for run in found if run.info.status == "FINISHED"}
+        return list(self._contained.get(run_id, ()))
+
+    def staleness(self, run: Run) -> Stale | None:
+        """Return why a run is stale, or None where all it rests on still stands."""
+        run_id = run.info.run_id
+        if run_id not in self._stale:
+            self._stale[run_id] = None  # nothing rests on itself: a circle in altered tags ends here
+            self._stale[run_id] = self._found_stale(run)
+        return self._stale[run_id]
+
+    def _found_stale(self, run: Run) -> Stale | None:
+        run_id, name, tags = run.info.run_id, run.info.run_name, run.data.tags
+        composite = tags.get("mlinterp.kind") in COMPOSITES
+        for source in [*listed(run, UPSTREAM), *(self.contained(run_id) if composite else [])]:
+            above = self.get(source)
+            why = gone(source, self)
+            if why is None and above is not None and (deeper := self.staleness(above)) is not None:
+                why = deeper.why
+            if why is not None:
+                taken = source in listed(run, UPSTREAM)
+                query = f"tags.`{UPSTREAM}` LIKE '%{source}%'" if taken else f"attributes.run_id = '{run_id}'"
+                return Stale(run_id, name, f"rests on {_named(source, self)}, which {why}", query)
+        parent = tags.get("mlflow.parentRunId")
+        above = self.get(parent) if parent else None
+        if above is not None and tags.get(RETRACTED) is None and (why := retraction(run, self)):
+            return Stale(run_id, name, f"is part of {_named(str(parent), self)}, which was retracted: {why}", _below(str(parent)))
+        return None
+
+
+def _below(run_id: str) -> str:
+    return f"tags.`mlflow.parentRunId` = '{run_id}'"
+
+
+def listed(run: Run, tag: str) -> list[str]:
+    """Return the run ids that a tag holds, separated by commas."""
+    return [found for found in run.data.tags.get(tag, "").split(",") if found]
 
 
 def gone(run_id: str, runs: Runs) -> str | None:
@@ -74,55 +134,20 @@ def retraction(run: Run, runs: Runs) -> str | None:
     return retraction(above, runs) if above is not None and above.data.tags.get("mlinterp.kind") in COMPOSITES else None
 
 
-def staleness(run: Run, runs: Runs) -> Stale | None:
-    """Return why a run is stale, or None where all it rests on still stands."""
-    for source, what in _sources(run, runs):
-        if why := gone(source, runs):
-            return Stale(run.info.run_id, run.info.run_name, f"rests on {_named(source, runs)}, which {why}", _query(run, source, what))
-        above = runs.get(source)
-        if above is not None and what == UPSTREAM and (deeper := staleness(above, runs)):
-            return Stale(
-                run.info.run_id, run.info.run_name, f"rests on {_named(source, runs)}, which {deeper.why}", _query(run, source, what)
-            )
-    return None
-
-
-def _sources(run: Run, runs: Runs) -> Iterator[tuple[str, str]]:
-    """Yield what a run rests on: the sources of its inputs and, for a study or a sweep, the runs that it sums up."""
-    yield from ((source, UPSTREAM) for source in upstream(run))
-    if run.data.tags.get("mlinterp.kind") in COMPOSITES:
-        where = f"tags.`mlflow.parentRunId` = '{run.info.run_id}'"
-        home = run.info.experiment_id
-        for deleted in (False, True):
-            yield from ((child.info.run_id, "") for child in queries.search(runs.store, home, where, deleted=deleted))
-
-
-def _query(run: Run, source: str, what: str) -> str:
-    return f"tags.`{UPSTREAM}` LIKE '%{source}%'" if what == UPSTREAM else f"attributes.run_id = '{run.info.run_id}'"
-
-
 def _named(run_id: str, runs: Runs) -> str:
     run = runs.get(run_id)
     return f"'{run.info.run_name}' ({run_id[:12]})" if run is not None else f"run {run_id[:12]}"
 
 
-def find(store: Store, experiment_id: str) -> tuple[dict[str, Run], list[Stale]]:
-    """Return the runs of a project that rest on anything, by id, and those of them that rest on something gone."""
-    resting = queries.search(store, experiment_id, f"tags.`{UPSTREAM}` != ''")
-    composites = [run for kind in sorted(COMPOSITES) for run in queries.search(store, experiment_id, f"tags.`mlinterp.kind` = '{kind}'")]
-    found = {run.info.run_id: run for run in [*resting, *composites]}
-    runs = Runs(store, found.values())
-    return found, [stale for run in found.values() if (stale := staleness(run, runs)) is not None]
-
-
-def mark(store: Store, experiment_id: str) -> list[Stale]:
+def mark(runs: Runs) -> list[Stale]:
     """Mark every run of a project that rests on something gone, take the mark from those that no longer do, and return the former."""
-    runs, found = find(store, experiment_id)
-    reasons = {stale.run_id: stale.why for stale in found}
-    for run_id, run in runs.items():
-        why, marked = reasons.get(run_id), run.data.tags.get(STALE)
-        if why is not None and marked != why:
-            Recorder(store.client, run_id).tags({STALE: why})
-        elif why is None and marked:
-            store.client.delete_tag(run_id, STALE)
+    found = []
+    for run in runs.active():
+        stale, marked = runs.staleness(run), run.data.tags.get(STALE)
+        if stale is not None:
+            found.append(stale)
+        if stale is not None and marked != stale.why:
+            Recorder(runs.store.client, run.info.run_id).tags({STALE: stale.why[:LONGEST_TAG]})
+        elif stale is None and marked:
+            runs.store.client.delete_tag(run.info.run_id, STALE)
     return found

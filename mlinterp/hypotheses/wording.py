@@ -21,7 +21,7 @@ def ruling(evidence: Evidence, verdict: Verdict, tests: Sequence[Tested]) -> str
 
 def _test(test: Tested, alone: bool) -> str:
     name = "" if alone else f"{test.role or 'without role'} ({test.verdict}): "
-    place = f"test {test.place}, judged at {test.rate:.2g}"
+    place = f"test {test.place}, judged at {test.rate:.2g}" if test.direction != "inconclusive" else "no test, so it takes no place"
     if len(test.judgements) == 1 and test.judgements[0].side is not None:
         return name + _prediction(test.judgements[0], test.rate, place)
     both = f"{place}, {_p(test.p)} together" if test.direction != "inconclusive" else place

@@ -28,7 +28,7 @@ MOST_SWEEPS = 5
 """Sweeps that have a view of their own: the newest ones."""
 MOST_MARKS = 200
 """Sweeps that one run may be a cell of; a run that was there already is a cell of several."""
-_SWEEPS, _HEADLINES = "mlinterp.sweeps", "mlinterp.headlines"
+PART_OF, _HEADLINES = "mlinterp.part_of", "mlinterp.headlines"
 """Tags of a cell: the sweeps it is in. Of a sweep: the metrics it is read by."""
 _SWEEP, _MATRIX = "mlinterp-sweep-", "spec.matrix."
 _NOW = "hypothesis/confidence"
@@ -140,7 +140,7 @@ def _sweep(run: Run) -> View:
         mode="CHART",
         columns=[*(("params", name) for name in params.values()), *(("metrics", name) for name in metrics)],
         order_by=metrics[-1] if metrics else None,
-        search=f"tags.`{_SWEEPS}` LIKE '%{run.info.run_id}%'",
+        search=f"tags.`{PART_OF}` LIKE '%{run.info.run_id}%'",
         charts=[parallel(list(params.values()), metrics), *(scatter(over, metric, over="PARAM") for metric in metrics if over)],
     )
 
@@ -153,13 +153,17 @@ def _newest(store: Store, experiment_id: str, where: str, most: int) -> list[Run
     return list(store.client.search_runs([experiment_id], where, max_results=most, order_by=["attributes.start_time DESC"]))
 
 
-def mark_sweep(store: Store, run_id: str, cells: Sequence[str], headlines: Sequence[str]) -> None:
-    """Write on a sweep and on the runs that are its cells what its view needs: the metrics it is read by, and whose cells they are."""
+def mark_headlines(store: Store, run_id: str, headlines: Sequence[str]) -> None:
+    """Write on a sweep the metrics it is read by."""
     Recorder(store.client, run_id).tags({_HEADLINES: ",".join(headlines)})
-    for cell in cells:
-        known = store.client.get_run(cell).data.tags.get(_SWEEPS, "").split(",")
+
+
+def mark_parts(store: Store, run_id: str, parts: Sequence[str]) -> None:
+    """Write on the steps of a study or the cells of a sweep whose they are; one that an earlier run had answered is no child in MLflow."""
+    for part in parts:
+        known = store.client.get_run(part).data.tags.get(PART_OF, "").split(",")
         if run_id not in known:
-            Recorder(store.client, cell).tags({_SWEEPS: ",".join([*filter(None, known), run_id][-MOST_MARKS:])})
+            Recorder(store.client, part).tags({PART_OF: ",".join([*filter(None, known), run_id][-MOST_MARKS:])})
 
 
 def write_views(store: Store, experiment_id: str) -> None:

@@ -103,7 +103,7 @@ def test_a_withdrawn_model_is_neither_the_latest_nor_a_named_input_and_its_answe
     spec, path = yaml.safe_load((told.folder / "specs" / "carries_last.yaml").read_text()), told.folder / "specs" / "again.yaml"
     path.write_text(yaml.safe_dump({**spec, "hypothesis": "h003"}))
     told.ledger.retract(told.fit, "trained on the test split")
-    with pytest.raises(SpecError, match="no finished run has produced a subject"):
+    with pytest.raises(SpecError, match="no finished run that still stands has produced a subject"):
         mlinterp.run_spec(path)
     path.write_text(yaml.safe_dump({**spec, "hypothesis": "h003", "inputs": {"subject": f"run:{told.fit}"}}))
     with pytest.raises(SpecError, match=r"inputs.subject: run \w+ was retracted: trained on the test split; `mlinterp restore"):

@@ -102,7 +102,7 @@ def test_a_sweep_of_seeds_alone_carries_its_means_under_their_own_names(bench, b
     assert summary.result.estimates["sae/fvu"].df == 2
     assert [figure.name for figure in summary.result.figures] == ["parallel"]
     tags = bench.store.client.get_run(summary.children[0].run_id).data.tags
-    assert set(tags["mlinterp.sweeps"].split(",")) == {by_size.run_id, summary.run_id}  # a cell of both
+    assert set(tags["mlinterp.part_of"].split(",")) == {by_size.run_id, summary.run_id}  # a cell of both
     with (bench.artifacts(summary.run_id) / "tables" / "estimates.csv").open() as lines:
         row = next(row for row in csv.DictReader(lines) if row["metric"] == "sae/fvu")
     assert (row["n"], row["interval"]) == ("3", "Student t over seeds")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from pathlib import Path
 from typing import Any
@@ -27,8 +28,12 @@ def claim(**more: Any) -> Declaration:
     return Declaration(claim="the last state holds the whole answer", **more)
 
 
+_measured = itertools.count()
+
+
 def said(side: str | None, p: float = 1.0, role: Role | None = None, null: float | None = 0.0) -> Judgement:
-    estimate = Estimate(value=1.0, low=0.5, high=1.5, n=100, interval="bootstrap", null_value=null)
+    value = 1.0 + next(_measured) * 1e-6  # no two runs measure the same to the last digit
+    estimate = Estimate(value=value, low=0.5, high=1.5, n=100, interval="bootstrap", null_value=null)
     return Judgement(
         metric="m/x", predicted="m/x > 0", role=role, side=side, p=p, p_bound=p, estimate=estimate, reason="it has no interval"
     )
@@ -106,7 +111,7 @@ def test_a_prediction_that_cannot_be_judged_leaves_a_test_open_unless_another_on
         ([inside(), inside(VAGUE), inside()], [1, 5 / 4, 1 / 9]),
         ([outside(), outside(), inside()], [1, 5 / 4, 1 / 9]),
         ([inside(), outside(), inside()], [1, 1 / 4, 1 / 9]),
-        ([run(said(None)), inside()], [1, 1 / 4]),
+        ([run(said(None)), inside()], [1, 1]),
         ([run(said("inside", SURE, "sufficiency"), said("inside", SURE, "necessity")), inside(VAGUE)], [1, 5 / 4, 49 / 36]),
     ],
 )
@@ -198,7 +203,7 @@ def test_confidence_after_each_run_is_that_of_the_odds_and_support_and_refutatio
         [value / (1 + value) for value in odds[:3]] + [found.confidence]
     )
     assert evaluate(claim(confidence=0.37), [inside(), outside()]).confidence == pytest.approx(0.37, rel=1e-12)
-    assert evaluate(claim(), [inside()] * 2000).confidence == 1.0
+    assert evaluate(claim(), [inside() for _ in range(2000)]).confidence == 1.0
 
 
 def test_a_ruling_names_its_test_its_interval_and_its_null() -> None:
@@ -220,8 +225,8 @@ def test_a_ruling_names_its_test_its_interval_and_its_null() -> None:
     )
     assert text({**below, "value": -30}) == f"inconclusive: {at} is not < -30 (p 0.065; {made}; test 2, judged at 0.0076)"
     assert text({**below, "role": "necessity"}, {"metric": "b.c", "op": ">", "value": 0}) == (
-        "inconclusive: without role (inconclusive): b/c > 0 cannot be judged: it has no interval; test 2, judged at 0.0076; "
-        f"necessity (supports): {at} is < -25 (p 0.00035; matched controls excluded, p 0.0001; {made}; test 3, judged at 0.0034)"
+        "inconclusive: without role (inconclusive): b/c > 0 cannot be judged: it has no interval; no test, so it takes no place; "
+        f"necessity (supports): {at} is < -25 (p 0.00035; matched controls excluded, p 0.0001; {made}; test 2, judged at 0.0076)"
     )
     assert text(below, {**below, "value": -26.5}).endswith("; test 2, judged at 0.0076, p 0.047 together")
 
@@ -311,3 +316,17 @@ def test_the_rates_of_the_documentation_are_those_that_tests_are_judged_at() -> 
         row = next(line for line in page.splitlines() if line.startswith(start))
         shown = [float(cell) for cell in row.split("|")[2:-1]]
         assert [round(rate * UNIT, 4) for rate in rates(evaluate(claim(), [inside(p)] * 6))] == shown
+
+
+def test_what_was_measured_before_to_the_last_digit_moves_confidence_once_however_it_is_predicted():
+    first = inside(0.001)
+    renamed = [item.model_copy(update={"metric": "step/m.x", "predicted": "step/m.x > 0.1"}) for item in first.judgements]
+    found = evaluate(claim(), [first, run(*renamed), inside(0.001)])
+    assert [ruling.likelihood_ratio for ruling in found.rulings] == pytest.approx([15.81, 1.0, 15.81], rel=1e-3)
+
+
+def test_a_number_that_a_study_took_from_an_observational_step_cannot_support_a_causal_claim():
+    observed = said("inside", SURE)
+    estimate = observed.estimate.model_copy(update={"mode": "observational"})
+    found = evaluate(claim(), [run(observed.model_copy(update={"estimate": estimate}))])
+    assert (found.status, found.rulings[0].likelihood_ratio) == ("testing", 3.0)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import json
 
 import evidence
@@ -270,3 +271,116 @@ def test_a_tie_between_claims_of_one_id_is_settled_for_the_smaller_run(ledger, h
     assert claims.settle(store, experiment, pages[1], lambda: claims.next_free(store, experiment, {}), "h002") == "h003"
     assert claims.settle(store, experiment, pages[0], None, "h002") == "h002"
     assert claims.settle(store, experiment, opened_page(store, experiment, "y", {}), None, h001) is None
+
+
+def test_the_same_numbers_from_changed_code_are_no_second_piece_of_evidence(session, ledger, h001):
+    first = evidence.run(session, h001)
+    again = evidence.run(session, h001)
+    ledger.store.client.set_tag(again, "mlinterp.judgements", tags(ledger, first)["mlinterp.judgements"])
+    assert [ruling.evidence.standing for ruling in ledger.get(h001).evaluation.rulings] == ["counted", "duplicate"]
+
+
+def test_what_is_below_a_stale_step_or_reuses_an_earlier_run_is_stale_too(session, ledger, h001):
+    sae = evidence.run(session, None)
+    study = evidence.run(session, h001, kind="study")
+    evidence.run(session, None, parent=study, upstream=[sae])
+    reusing = evidence.run(session, h001, kind="study")
+    reused = evidence.run(session, None, part_of=reusing)
+    assert {ruling.evidence.standing for ruling in ledger.get(h001).evaluation.rulings} == {"counted"}
+    ledger.retract(sae, "wrong")
+    ledger.store.client.delete_run(reused)
+    assert {ruling.evidence.run_id: ruling.evidence.standing for ruling in ledger.get(h001).evaluation.rulings} == {
+        study: "stale",
+        reusing: "stale",
+    }
+
+
+def test_a_failed_cell_in_the_bin_takes_nothing_with_it(session, ledger, h001):
+    sweep = evidence.run(session, h001, kind="sweep")
+    failed = ledger.store.client.create_run(ledger.experiment_id, tags={"mlflow.parentRunId": sweep, "mlinterp.kind": "sae_fit"})
+    ledger.store.client.set_terminated(failed.info.run_id, "FAILED")
+    ledger.store.client.delete_run(failed.info.run_id)
+    assert ledger.get(h001).status == "supported"
+
+
+def test_a_retraction_reaches_what_another_project_rests_on(session, ledger, h001, tmp_path):
+    other = evidence.session(evidence.project(tmp_path, "other"))
+    theirs = other.ledger.add(claim("a claim of another project")).id
+    sae = evidence.run(session, None)
+    evidence.run(other, theirs, upstream=[sae])
+    stale = ledger.retract(sae, "wrong")
+    assert len(stale) == 1
+    page = other.ledger.get(theirs)
+    assert (page.status, tags(ledger, page.run_id)["mlinterp.status"]) == ("proposed", "proposed")
+
+
+def test_one_damaged_run_leaves_the_others_readable(session, ledger, h001):
+    damaged, circular = evidence.run(session, h001), evidence.run(session, h001)
+    evidence.run(session, h001)
+    ledger.store.client.set_tag(damaged, "mlinterp.judgements", "{")
+    ledger.store.client.set_tag(circular, "mlinterp.upstream", circular)
+    assert [ruling.evidence.standing for ruling in ledger.get(h001).evaluation.rulings] == ["unregistered", "counted", "counted"]
+    assert ledger.stale() == []
+
+
+def test_a_long_prediction_is_kept_whole(session, ledger, h001):
+    names = [f"m/{'x' * 200}{number}" for number in range(16)]
+    run = evidence.run(session, h001, expect=[{"metric": name, "op": ">", "value": 0} for name in names] + [])
+    assert tags(ledger, run)["mlinterp.judgements"].startswith(("{", "deflate;"))
+    assert [item.metric for item in ledger.get(h001).evaluation.rulings[0].evidence.judgements] == names
+
+
+def test_a_run_that_nobody_ruled_on_is_ruled_on_when_its_answer_is_used_again(session, ledger, h001):
+    from mlinterp.execution.verdict import rule_late
+
+    run = evidence.run(session, h001)
+    ledger.store.client.delete_tag(run, "mlinterp.verdict")
+    assert rule_late(ledger.store.client.get_run(run), session).data.tags["mlinterp.verdict"] == "supports"
+
+
+def test_a_claim_that_died_half_way_blocks_nobody(ledger, h001):
+    from mlinterp.hypotheses import claims
+    from mlinterp.tracking.life import opened_page
+
+    dead = opened_page(ledger.store, ledger.experiment_id, "x", {"mlinterp.kind": "hypothesis"})
+    ledger.store.client.set_tag(dead, claims.CLAIM, "h002")
+    assert ledger.add(claim(), id="h002").id == "h002"
+
+
+def test_superseding_again_after_a_stop_half_way_makes_no_second_child(ledger, h001):
+    wanted = claim("a narrower claim than before")
+    child = ledger.supersede(h001, wanted)
+    ledger.store.client.delete_tag(ledger.get(h001).run_id, "mlinterp.superseded_by")
+    assert ledger.supersede(h001, wanted).id == child.id
+    assert len(ledger.all()) == 2
+
+
+@pytest.mark.parametrize("why", ["", "  ", "x" * 2001])
+def test_a_reason_is_given_and_short_enough_to_be_kept(session, ledger, h001, why):
+    run = evidence.run(session, h001)
+    for refused in (lambda: ledger.retract(run, why), lambda: ledger.close(h001, why)):
+        with pytest.raises(SpecError, match="a reason of"):
+            refused()
+
+
+def test_a_page_is_not_retracted_and_nothing_twice_or_by_itself(session, ledger, h001):
+    run = evidence.run(session, h001)
+    with pytest.raises(SpecError, match="is the page of a hypothesis"):
+        ledger.retract(ledger.get(h001).run_id, "why not")
+    with pytest.raises(SpecError, match="cannot replace itself"):
+        ledger.retract(run, "why not", replaced_by=run)
+    ledger.retract(run, "the first reason")
+    with pytest.raises(SpecError, match="was retracted already: the first reason"):
+        ledger.retract(run, "the second reason")
+
+
+def test_the_table_of_many_hypotheses_fits_the_note_and_says_how_many_are_left_out(ledger):
+    from mlinterp.hypotheses import pages
+
+    page = ledger.store.client.get_run(ledger.add(claim("c & " * 200)).run_id)
+    many = [copy.deepcopy(page) for _ in range(400)]
+    for number, one in enumerate(many):
+        one.info._run_id = f"{number:032x}"
+    text = pages.overview_markdown(many)
+    assert len(text) < 20_000
+    assert text.endswith("… and 350 more: `mlinterp hypothesis list`")

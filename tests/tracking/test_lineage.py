@@ -194,7 +194,8 @@ def sweep(store, run):
         run_id = run(name, {"mlinterp.kind": "sweep"})
         for key, values in matrix.items():
             store.client.log_param(run_id, f"spec.matrix.{key}", json.dumps(values))
-        views.mark_sweep(store, run_id, cells, ["sae/l0", "sae/fvu"])
+        views.mark_parts(store, run_id, cells)
+        views.mark_headlines(store, run_id, ["sae/l0", "sae/fvu"])
         return run_id
 
     return make

@@ -37,7 +37,8 @@ def swept(investigation):
     sweep = run("sae_fit · maze", {}, {"spec.matrix.k": [2, 4, 8], "spec.matrix.seed": [0, 1]}, kind="sweep")
     for cell in cells[1:]:
         store.client.set_tag(cell, "mlflow.parentRunId", sweep)
-    views.mark_sweep(store, sweep, cells, ["sae/l0", "sae/fvu"])
+    views.mark_parts(store, sweep, cells)
+    views.mark_headlines(store, sweep, ["sae/l0", "sae/fvu"])
     views.write_views(store, experiment)
     return experiment, sweep
 
