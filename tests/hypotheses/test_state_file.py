@@ -257,7 +257,7 @@ def test_evidence_from_runs_is_written_out_with_status_and_confidence(session: S
     new = written.evidence_index[3]
     assert (new.experiment_id, new.result_path) == ("sweep of kits", links.run(ledger.experiment_id, run))
     assert (new.summary, new.supports_hypotheses, new.refutes_hypotheses) == (ruling.text, ["h004"], [])
-    assert new.key_metrics == {"m/x": 0.95}
+    assert new.key_metrics == pytest.approx({"m/x": 0.95}, abs=1e-5)
     assert new.strength == ("strong" if ruling.likelihood_ratio >= 10 else "moderate" if ruling.likelihood_ratio >= 5 else "weak")
     assert written.evidence_index[4].refutes_hypotheses == ["h005"]
     assert against in written.evidence_index[4].result_path
