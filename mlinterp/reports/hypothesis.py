@@ -58,7 +58,7 @@ def _where_it_stands(hypothesis: Hypothesis) -> list[Block]:
     if hypothesis.closed:
         blocks.append(Notice("warning", "Closed", (hypothesis.closed,)))
     blocks.append(Notice(evaluation.status, evaluation.status.capitalize(), (evaluation.text,)))
-    uncounted = [ruling.evidence for ruling in evaluation.rulings if ruling.evidence.standing in ("retracted", "stale", "unregistered")]
+    uncounted = [ruling.evidence for ruling in evaluation.rulings if ruling.evidence.standing not in ("counted", "duplicate")]
     if uncounted:
         lines = tuple(f"{item.run_name}: {item.standing}" + (f", {item.why}" if item.why else "") for item in uncounted)
         blocks.append(Notice("failure", "Evidence that does not count", lines))

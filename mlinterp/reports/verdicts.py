@@ -15,6 +15,7 @@ _UNCOUNTED = {
     "retracted": "Its numbers no longer count",
     "stale": "What it rests on no longer stands, so its numbers no longer count",
     "unregistered": "Its prediction was not on record before its result, so it does not count",
+    "deleted": "It lies in the bin, so its numbers no longer count",
     "duplicate": "It repeats what was counted already",
 }
 

@@ -40,13 +40,6 @@ for number in range(count):
 """
 
 
-@pytest.fixture(scope="module")
-def template(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("template")
-    open_store(folder)
-    return folder / "mlruns.db"
-
-
 @pytest.fixture
 def home(tmp_path, template) -> Path:
     """The workspace whose store is served."""

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import get_args
 
 from markdown_it import MarkdownIt
 
-from mlinterp.hypotheses.records import Declaration, Evaluation, Evidence, Hypothesis, Judgement, Ruling
-from mlinterp.reports import html, markdown
+from mlinterp.hypotheses.records import Declaration, Evaluation, Evidence, Hypothesis, Judgement, Ruling, Standing
+from mlinterp.reports import html, markdown, verdicts
 from mlinterp.reports.document import Picture, drawn
 from mlinterp.reports.hypothesis import hypothesis_document, lacks
 from mlinterp.result import Estimate
@@ -149,3 +150,7 @@ def test_hostile_text_in_every_field_stays_text():
         assert "<script" not in made
         assert 'href="javascript' not in made
         assert "<h1>zz" not in made
+
+
+def test_every_way_of_not_counting_is_put_into_words():
+    assert set(get_args(Standing)) - {"counted"} == set(verdicts._UNCOUNTED)
