@@ -13,19 +13,18 @@ that a spec from a stranger runs no code of theirs.
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, Field, PrivateAttr, StringConstraints, ValidationError
+from pydantic import BaseModel, Field, PrivateAttr, ValidationError
 
 from mlinterp.errors import SpecError, unknown
 from mlinterp.frozen import Frozen
 from mlinterp.gates import Alias, Gate
-from mlinterp.io.paths import resolve_inside
+from mlinterp.io.pyfile import FunctionName, load_function
 from mlinterp.io.specfile import Document, read_document
 from mlinterp.refusals import from_validation
 from mlinterp.spec import Name, Prose, Spec
@@ -40,15 +39,14 @@ class FactoryConfig(Frozen):
     """A subject that the project's own Python builds."""
 
     kind: Literal["factory"] = "factory"
-    factory: Annotated[str, StringConstraints(max_length=300, pattern=r"^[^:]+\.py:[A-Za-z_][A-Za-z0-9_]*$")] = Field(
-        description="file inside the project and function in it, such as subject.py:build"
-    )
+    factory: FunctionName = Field(description="file inside the project and function in it, such as subject.py:build")
     options: dict[str, Any] = Field({}, description="passed to the function as they are")
 
 
 _KINDS: Mapping[str, tuple[str, str, str]] = {
     "huggingface": ("mlinterp.subjects.huggingface_config", "HuggingFaceConfig", "mlinterp.subjects.huggingface"),
     "trm": ("mlinterp.subjects.trm_config", "TRMConfig", "mlinterp.subjects.trm"),
+    "token_set": ("mlinterp.subjects.token_sets.config", "TokenSetConfig", "mlinterp.subjects.token_sets.subject"),
 }
 """Kind of a subject to the module and class of its settings (torch-free) and the module that builds it (imported only then)."""
 
@@ -80,10 +78,13 @@ class Project(Frozen):
     def load_subject(self, name: str) -> Subject:
         """Build a subject. Raises SpecError for an unknown one and for a factory that is not there or returns something else."""
         config = self._config(name)
-        if isinstance(config, FactoryConfig):
-            return self._made(name, config)
-        _, _, builder = _KINDS[str(config.kind)]  # type: ignore[attr-defined]
-        subject: Subject = importlib.import_module(builder).build(name, config, self.root)
+        try:
+            if isinstance(config, FactoryConfig):
+                return self._made(name, config)
+            _, _, builder = _KINDS[str(config.kind)]  # type: ignore[attr-defined]
+            subject: Subject = importlib.import_module(builder).build(name, config, self.root)
+        except SpecError as error:
+            raise self._document.place(error) from error
         return subject
 
     def _config(self, name: str) -> BaseModel:
@@ -95,27 +96,10 @@ class Project(Frozen):
         from mlinterp.subjects.base import Subject
 
         field = f"subjects.{name}.factory"
-        file, _, function = config.factory.rpartition(":")
-        path = resolve_inside(self.root, file)
-        module = importlib.util.module_from_spec(
-            found := importlib.util.spec_from_file_location(f"mlinterp_project_{self.name}_{path.stem}", path)  # type: ignore[arg-type]
-        )
-        assert found is not None
-        assert found.loader is not None
-        try:
-            found.loader.exec_module(module)
-        except FileNotFoundError:
-            raise self._document.place(SpecError(f"{file} is not in {self.root}", field=field)) from None
-        except SyntaxError as error:
-            raise self._document.place(SpecError(f"{file}:{error.lineno}: {error.msg}", field=field)) from error
-        build = getattr(module, function, None)
-        if not callable(build):
-            names = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-            raise self._document.place(unknown(field, function, names, what=f"function of {file}"))
-        subject = build(name, dict(config.options), self.root)
+        subject = load_function(self.root, config.factory, field)(name, dict(config.options), self.root)
         if not isinstance(subject, Subject):
             problem = f"{config.factory} returned a {type(subject).__name__}"
-            raise self._document.place(SpecError(problem, field=field, allowed="expected a mlinterp.subjects.base.Subject"))
+            raise SpecError(problem, field=field, allowed="expected a mlinterp.subjects.base.Subject")
         return subject
 
 

@@ -126,6 +126,8 @@ class Diagnostics(_Part):
     n_contexts_errored: int = 0
     relu_floor_detected: bool = False
     relu_floor_rate: float = 0.0
+    base_activation_range: tuple[float, float] = (0.0, 0.0)
+    cache_hit_rate: float = 0.0
     constraint_violations: list[str] = []
     warnings: list[str] = []
 
@@ -185,7 +187,7 @@ class ExperimentResult(_Part):
         for key, value in [*self.aggregates.model_dump(exclude={"custom"}).items(), *self.aggregates.custom.items()]:
             if isinstance(value, int | float) and not isinstance(value, bool):
                 found[f"aggregates/{key}"] = float(value)
-        for key, value in self.diagnostics.model_dump(exclude={"warnings", "constraint_violations"}).items():
+        for key, value in self.diagnostics.model_dump(exclude={"warnings", "constraint_violations", "base_activation_range"}).items():
             found[f"diagnostics/{key}"] = float(value)
         return {key: value for key, value in found.items() if math.isfinite(value)}
 
@@ -200,5 +202,8 @@ class ExperimentResult(_Part):
         head = f"{self.experiment_type or 'experiment'} ({self.mode})"
         if not self.success:
             return f"{head}: failed: {self.error_message}"
-        lines = [head, *(f"  {key} = {value:.6g}" for key, value in self.metrics.items())]
+        plain = self.aggregates.model_dump(exclude={"custom"}, exclude_none=True, exclude_defaults=True)
+        shown = {**self.metrics, **plain, **self.aggregates.custom}
+        lines = [head, *(f"  {key} = {value:.6g}" if isinstance(value, float) else f"  {key} = {value}" for key, value in shown.items())]
+        lines += [f"  warning: {text}" for text in self.diagnostics.warnings]
         return "\n".join(lines)

@@ -275,7 +275,7 @@ def complete(result: ExperimentResult, spec: Spec, plan: Plan, started: datetime
             "spec_sha256": spec.sha256(),
             "experiment_type": spec.type,
             "subject": spec.subject,
-            "feature_id": spec.feature_id,
+            "feature_id": result.feature_id if spec.feature_id is None else spec.feature_id,
             "variables": plan.variables.model_dump(mode="json") if plan.variables else {},
             "dataset_slice": spec.dataset_slice.model_dump(mode="json"),
             "hypothesis": spec.hypothesis,

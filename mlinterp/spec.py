@@ -43,13 +43,14 @@ SweepValue = str | int | float | bool | None | list[Any] | dict[str, Any]
 
 
 class DatasetSlice(Frozen):
-    """Which part of a dataset an experiment looks at."""
+    """Which part of a dataset an experiment looks at: of token sets, which observed contexts (`token_sets.slicing`)."""
 
+    split: Literal["train", "validation", "test"] = "test"
     percentile_min: float = Field(0.0, ge=0, le=100)
     percentile_max: float = Field(100.0, ge=0, le=100)
     activation_threshold: float | None = None
-    weapon_filter: list[int] | None = None
-    weapon_exclude: list[int] | None = None
+    weapon_filter: list[int | str] | None = Field(None, validation_alias=AliasChoices("weapon_filter", "group_filter"))
+    weapon_exclude: list[int | str] | None = Field(None, validation_alias=AliasChoices("weapon_exclude", "group_exclude"))
     family_filter: list[str] | None = None
     sample_size: int | None = Field(None, gt=0)
     random_seed: int | None = 42

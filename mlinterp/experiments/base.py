@@ -19,6 +19,7 @@ from mlinterp.spec import Spec
 
 if TYPE_CHECKING:
     from mlinterp.subjects.base import Subject
+    from mlinterp.subjects.token_sets.package import DataPackage
 
 
 class Variables(Frozen):
@@ -81,6 +82,8 @@ class Experiment:
         run: does the work.
         example: a valid spec, as the plain data that `mlinterp new` writes with each field's description beside it.
         check: refuses, with SpecError, what only the whole spec and the roles of its inputs show to be wrong.
+        check_domain: refuses, with SpecError, what only the data package of a token-set subject shows to be wrong; a type that has it is
+            about such subjects alone.
         aliases: other accepted names.
         modes: whether it can observe, intervene or both.
         inputs: role to True where the input is required.
@@ -96,6 +99,7 @@ class Experiment:
     run: Callable[[Context], ExperimentResult]
     example: Mapping[str, Any]
     check: Callable[[Spec, Any, Collection[str]], None] | None = None
+    check_domain: Callable[[Spec, Any, DataPackage], None] | None = None
     aliases: tuple[str, ...] = ()
     modes: tuple[Mode, ...] = ("observational",)
     inputs: Mapping[str, bool] = field(default_factory=dict)

@@ -151,7 +151,7 @@ def _reconstruction(context: Context, given: Given, result: ExperimentResult) ->
 def _tell_latents(result: ExperimentResult, found: Evaluation, given: Given, n: int) -> None:
     from mlinterp.sae.contexts import Contexts
 
-    contexts = Contexts(given.trace.meta, given.subject.token_text if given.subject else None)
+    contexts = Contexts(given.trace.meta, given.trace.examples, given.subject.token_text if given.subject else None)
     table = []
     for latent, density in enumerate(found.density):
         shown = contexts.distinct(found.top_rows[latent], n)

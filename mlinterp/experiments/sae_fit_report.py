@@ -114,7 +114,8 @@ def _tell_substitution(result: ExperimentResult, judged: Judged, split: str) -> 
 
 def _tell_latents(result: ExperimentResult, judged: Judged, subject: Subject | None, n: int) -> None:
     held_out = judged.held_out
-    contexts = Contexts(judged.material.trace.meta, subject.token_text if subject else None)
+    trace = judged.material.trace
+    contexts = Contexts(trace.meta, trace.examples, subject.token_text if subject else None)
     table = []
     for latent, density in enumerate(held_out.density):
         shown = contexts.distinct(held_out.top_rows[latent], n)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,16 +17,18 @@ class Contexts:
 
     Args:
         meta: the trace's `meta`, one line a row in row order.
+        examples: the trace's examples by id, whose tokens are shown whether they have rows or not.
         token_text: gives a token as people read it; its number where None.
     """
 
-    def __init__(self, meta: pd.DataFrame, token_text: Callable[[int], str] | None = None) -> None:
+    def __init__(
+        self, meta: pd.DataFrame, examples: Mapping[str, Mapping[str, Any]], token_text: Callable[[int], str] | None = None
+    ) -> None:
         self.token_text = token_text or str
-        self.example = pd.factorize(meta["example_id"])[0]
+        self.examples = examples
+        self.example, names = pd.factorize(meta["example_id"])
+        self.names = [str(name) for name in names]
         self.position = meta["position"].to_numpy()
-        self.token_in = meta["token_in"].to_numpy()
-        self.by_example = np.argsort(self.example, kind="stable")
-        self.starts = np.searchsorted(self.example[self.by_example], np.arange(self.example.max() + 2))
         self._tokens: dict[int, dict[int, int]] = {}
 
     def text(self, row: int) -> str:
@@ -45,6 +48,7 @@ class Contexts:
 
     def _tokens_of(self, example: int) -> dict[int, int]:
         if example not in self._tokens:
-            rows = self.by_example[self.starts[example] : self.starts[example + 1]]
-            self._tokens[example] = {int(self.position[row]): int(self.token_in[row]) for row in rows if self.position[row] >= 0}
+            row = self.examples[self.names[example]]
+            mask = row.get("mask", np.ones(len(row["input"])))
+            self._tokens[example] = {place: int(row["input"][place]) for place in np.flatnonzero(mask).tolist()}
         return self._tokens[example]

@@ -26,6 +26,47 @@ RAW = "module:"
 """Prefix of a site that is a module path."""
 
 
+class _Stop(Exception):  # noqa: N818 - a signal, not an error
+    """Raised right after the last wanted evaluation; caught by the call that installed the hook."""
+
+
+class Visit:
+    """What happens when an activation passes: check it, hand it to the tap, stop where this was the last one wanted.
+
+    A subclass says how a module's value is seen as an activation `[batch, pos, d]` where it is not one.
+    """
+
+    allowed = "it must be a tensor [batch, pos, d]"
+
+    def __init__(self, site: str, shape: torch.Size, tap: Tap | None, stop: _Stop | None) -> None:
+        self.site, self.shape, self.tap, self.stop = site, shape, tap, stop
+
+    def __call__(self, value: Any) -> Tensor:
+        """Return what takes the value's place: itself, unless the tap edited it."""
+        if not isinstance(value, Tensor) or not self.fits(value):
+            found = f"a tensor of shape {list(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+            raise SpecError(f"hook point '{self.site}' holds {found}", field="hook_point", allowed=self.allowed)
+        seen = self.seen(value)
+        edited = seen if self.tap is None else self.tap(Address(self.site), seen)
+        assert edited.shape == seen.shape, f"a tap changed the shape at {self.site}: {list(seen.shape)} to {list(edited.shape)}"
+        assert edited.dtype == seen.dtype, f"a tap changed the dtype at {self.site}: {seen.dtype} to {edited.dtype}"
+        if self.stop is not None:
+            raise self.stop
+        return value if edited is seen else self.taken(edited)
+
+    def fits(self, value: Tensor) -> bool:
+        """Whether a module's value is an activation."""
+        return value.ndim == 3 and value.shape[:2] == self.shape
+
+    def seen(self, value: Tensor) -> Tensor:
+        """Return a module's value as an activation `[batch, pos, d]`."""
+        return value
+
+    def taken(self, edited: Tensor) -> Tensor:
+        """Return an edited activation as the module's value."""
+        return edited
+
+
 class HookedSubject(Subject):
     """A subject whose activations are reached by hooks on modules. Every site is evaluated once in a forward pass.
 
@@ -41,6 +82,8 @@ class HookedSubject(Subject):
         config: what builds the subject again (JSON values).
         vocab: number of output classes; read off the model unless given.
     """
+
+    visit: type[Visit] = Visit
 
     def __init__(
         self,
@@ -95,23 +138,30 @@ class HookedSubject(Subject):
 
     def forward(self, batch: Batch, tap: Tap | None = None, sites: Collection[str] = (), until: Address | None = None) -> Outputs | None:
         """Run the model (see `Subject.forward`)."""
+        logits = self._run(lambda: self.call(batch), batch.inputs.shape, tap, sites, until)
+        return None if logits is None else Outputs(logits)
+
+    def _run(
+        self, call: Callable[[], Tensor], shape: torch.Size, tap: Tap | None, sites: Collection[str], until: Address | None
+    ) -> Tensor | None:
+        """Return what `call` does, with the hooks installed as long; None where it stopped. `shape` is `[batch, pos]`."""
         stop = _Stop()
         wanted = {*(sites if tap else ()), *([until.site] if until else ())}
         points = {site: self._point(site) for site in sorted(wanted, key=self._rank)}
         self.model.eval()
         with ExitStack() as installed:
             for site, point in points.items():
-                visit = _Visit(site, batch.inputs.shape, tap if site in sites else None, stop if until and until.site == site else None)
+                visit = self.visit(site, shape, tap if site in sites else None, stop if until and until.site == site else None)
                 installed.callback(_install(self.model.get_submodule(point.module), point, visit).remove)
             try:
-                logits = self.call(batch)
+                logits = call()
             except _Stop as reached:
                 if reached is not stop:
                     raise
                 return None
         if until is not None:
             raise SpecError(f"hook point '{until.site}' is not evaluated in a forward pass of '{self.name}'", field="hook_point")
-        return Outputs(logits)
+        return logits
 
     def _rank(self, site: str) -> tuple[int, str]:
         """Where a site's hook stands among those of the same module: as declared, never as a set happens to iterate."""
@@ -167,30 +217,7 @@ def choose(examples: Examples, n: int, seed: int, split: str) -> Examples:
     return Examples(batch.ids, batch.inputs, batch.targets, batch.mask)
 
 
-class _Stop(Exception):  # noqa: N818 - a signal, not an error
-    """Raised right after the last wanted evaluation; caught by the call that installed the hook."""
-
-
-class _Visit:
-    """What happens when an activation passes: check it, hand it to the tap, stop where this was the last one wanted."""
-
-    def __init__(self, site: str, shape: torch.Size, tap: Tap | None, stop: _Stop | None) -> None:
-        self.site, self.shape, self.tap, self.stop = site, shape, tap, stop
-
-    def __call__(self, value: Any) -> Tensor:
-        """Return what takes the activation's place: itself, unless the tap edited it."""
-        if not isinstance(value, Tensor) or value.ndim != 3 or value.shape[:2] != self.shape:
-            found = f"a tensor of shape {list(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
-            raise SpecError(f"hook point '{self.site}' holds {found}", field="hook_point", allowed="it must be a tensor [batch, pos, d]")
-        edited = value if self.tap is None else self.tap(Address(self.site), value)
-        assert edited.shape == value.shape, f"a tap changed the shape at {self.site}: {list(value.shape)} to {list(edited.shape)}"
-        assert edited.dtype == value.dtype, f"a tap changed the dtype at {self.site}: {value.dtype} to {edited.dtype}"
-        if self.stop is not None:
-            raise self.stop
-        return edited
-
-
-def _install(module: nn.Module, point: HookPoint, visit: _Visit) -> torch.utils.hooks.RemovableHandle:
+def _install(module: nn.Module, point: HookPoint, visit: Visit) -> torch.utils.hooks.RemovableHandle:
     def after(_module: nn.Module, _args: Any, output: Any) -> Any:
         several = isinstance(output, tuple)
         value = output if not several else output[point.element] if point.element < len(output) else None

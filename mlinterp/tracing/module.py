@@ -76,6 +76,7 @@ class TraceModule(pl.LightningModule):
     def lay_out(self, batch: Batch, captured: Tensor, outputs: Outputs | None) -> tuple[np.ndarray, list[dict[str, Any]]]:
         """Return the part's states `[n, d]`, example by example, and its rows."""
         keep = self.subject.positions(batch, "all")
+        every = torch.cat([torch.ones(len(batch), self.subject.n_prefix, dtype=torch.bool), batch.mask.cpu()], dim=1)
         finite = torch.isfinite(captured).all(dim=3)
         if not bool(finite[:, keep].all()):
             self._nonfinite(batch, finite | ~keep)
@@ -88,7 +89,7 @@ class TraceModule(pl.LightningModule):
                 row: dict[str, Any] = {"kind": "step", "example_id": example, **address._asdict()}
                 count = int(kept.sum())
                 row |= {"state_offset": offset, "state_count": count, "norm": norms[a][b], "residual": residuals[a][b]}
-                if count != int(keep[b].sum()):
+                if not torch.equal(kept, every[b]):  # a row without `positions` stands for the prefix and every real position
                     row["positions"] = (kept.nonzero()[:, 0] - self.subject.n_prefix).tolist()
                 rows.append(row | self._answer(batch, b, address, outputs))
                 states.append(captured[a, b, kept].numpy())

@@ -89,15 +89,24 @@ def test_evenly_spaced_rows_never_exceed_the_limit():
         assert 0 < len(evenly(np.arange(n), limit)) <= limit
 
 
+EXAMPLES = {f"e{e}": {"input": [10 * e, 10 * e + 1, 10 * e + 2]} for e in range(3)}
+
+
 def test_a_context_marks_the_rows_own_token(meta):
-    contexts = Contexts(meta, lambda token: f"t{token}")
+    contexts = Contexts(meta, EXAMPLES, lambda token: f"t{token}")
     row = int(meta.query("example_id == 'e2' and position == 1")["row"].iloc[0])
     assert contexts.text(row) == "t20 «t21» t22"
     assert contexts.text(row - 2) == "«prefix -1» t20 t21 t22"
 
 
+def test_a_context_shows_real_tokens_that_have_no_row_of_their_own(meta):
+    only = meta[meta["position"] == 0].reset_index(drop=True)
+    padded = {name: {"input": [*row["input"], 7], "mask": [1, 1, 1, 0]} for name, row in EXAMPLES.items()}
+    assert Contexts(only, padded).text(0) == "«0» 1 2"
+
+
 def test_a_place_that_returns_at_several_steps_is_shown_once(meta):
-    contexts = Contexts(meta)
+    contexts = Contexts(meta, EXAMPLES)
     first, second = (meta.query(where)["row"] for where in ("example_id == 'e0' and position == 0", "example_id == 'e1' and position == 2"))
     rows = [*first, -1, *second]
     assert contexts.distinct(rows, 5) == ["«0» 1 2", "10 11 «12»"]

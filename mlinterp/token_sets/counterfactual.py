@@ -1,0 +1,79 @@
+"""Counterfactuals: what edits of contexts do to a latent, context by context, beside what edits of other families do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from mlinterp.subjects.token_sets import edits
+from mlinterp.subjects.token_sets.table import ContextTable
+from mlinterp.subjects.token_sets.vocabulary import Family
+from mlinterp.token_sets.effect_table import column_means
+from mlinterp.token_sets.lab import Lab
+
+Edit = Callable[[ContextTable], ContextTable]
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What several edits did to each context.
+
+    Attributes:
+        before: the latent on each context that the edits start from, float64 `[n]`.
+        post: change of the activation, float64 `[n, n_edits]`; NaN where the edited context breaks a hard constraint.
+        pre: change of the pre-activation, likewise.
+    """
+
+    before: np.ndarray
+    post: np.ndarray
+    pre: np.ndarray
+
+
+def changes(lab: Lab, start: ContextTable, wanted: Sequence[Edit]) -> Changes:
+    """Make each edit in each context that admits it, all in one batch, and return what changed."""
+    allowed = lab.admit(start)
+    tables = [edit(start) for edit in wanted]
+    admitted = [lab.admit(table) & allowed for table in tables]
+    kept = [table.take(mask) for table, mask in zip(tables, admitted, strict=True)]
+    everything = lab.activations(ContextTable.stack([start, *kept]))
+    base = everything.take(slice(len(start)))
+    post, pre = (np.full((len(start), len(wanted)), np.nan) for _ in range(2))
+    at = len(start)
+    for column, mask in enumerate(admitted):
+        found = everything.take(slice(at, at := at + int(mask.sum())))
+        post[mask, column], pre[mask, column] = found.post - base.post[mask], found.pre - base.pre[mask]
+    return Changes(base.post, post, pre)
+
+
+def family_changes(lab: Lab, bases: ContextTable, family: Family, rungs: Sequence[int]) -> Changes:
+    """Return what setting a family to each of its rungs does, compared with the same context without the family."""
+    start = edits.strip_family(bases, family.name)
+    return changes(lab, start, [lambda table, rung=rung: edits.set_rung(table, family.name, rung) for rung in rungs])  # type: ignore[misc]
+
+
+def matched_controls(
+    lab: Lab, bases: ContextTable, family: Family, rungs: Sequence[int], draws: int, spare: Sequence[str]
+) -> np.ndarray | None:
+    """Return what the same treatment with other families does: the mean change over `draws` of them, float64 `[n, n_rungs]`.
+
+    Families of the same kind are drawn without replacement by the spec's seed (`spare` ones are left alone); of an ordered one each
+    rung of `rungs` is matched by the rung at the same height of its own ladder. None where there is no other family of the kind.
+    """
+    others = [other for other in lab.vocabulary.families if other.kind == family.kind and other.name not in {family.name, *spare}]
+    if not others or not draws:
+        return None
+    picked = lab.stream("controls", family.name).permutation(len(others))[:draws]
+    found = []
+    for number in sorted(picked.tolist()):
+        ladder = others[number].levels
+        found.append(family_changes(lab, bases, others[number], [_matched(family.levels, ladder, rung) for rung in rungs]).post)
+    stacked = np.stack(found)
+    return np.stack([column_means(stacked[:, row]) for row in range(len(bases))])
+
+
+def _matched(ladder: Sequence[int], other: Sequence[int], rung: int) -> int:
+    """Return the rung of another ladder at the same height."""
+    height = ladder.index(rung) / max(1, len(ladder) - 1)
+    return other[round(height * (len(other) - 1))]

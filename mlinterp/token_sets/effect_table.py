@@ -1,0 +1,64 @@
+"""The effects that an experiment measures, as something that can be measured again: on half of its units, or under the null."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from mlinterp.result import Mode
+from mlinterp.token_sets.slicing import Rows
+
+
+@dataclass(frozen=True)
+class EffectTable:
+    """Several effects of one experiment.
+
+    Attributes:
+        labels: what each effect is of, such as `SCU_12`.
+        n_units: independent units behind them.
+        mode: how they were measured.
+        on: the effects as some of the units give them, float64 `[n_labels]`; NaN where undefined.
+        shuffled: one draw of the effects under the null that there is nothing, float64 `[n_labels]`.
+    """
+
+    labels: tuple[str, ...]
+    n_units: int
+    mode: Mode
+    on: Callable[[np.ndarray], np.ndarray]
+    shuffled: Callable[[np.random.Generator], np.ndarray]
+
+    @property
+    def values(self) -> np.ndarray:
+        """The effects as all units together give them, float64 `[n_labels]`."""
+        return self.on(np.arange(self.n_units))
+
+
+def observed(labels: Sequence[str], rows: Rows, effects_of: Callable[[Rows], np.ndarray]) -> EffectTable:
+    """Return effects that are a function of observed contexts. Under the null, activations belong to contexts at random."""
+
+    def shuffled(stream: np.random.Generator) -> np.ndarray:
+        return effects_of(rows.with_post(stream.permutation(rows.post)))
+
+    return EffectTable(tuple(labels), len(rows), "observational", lambda index: effects_of(rows.take(index)), shuffled)
+
+
+def edited(labels: Sequence[str], deltas: np.ndarray) -> EffectTable:
+    """Return the mean effects of edits from what each did to each context, `[n_contexts, n_labels]`, NaN where it was not made.
+
+    Under the null each context's changes are as likely to be negative as positive, all of them together.
+    """
+
+    def shuffled(stream: np.random.Generator) -> np.ndarray:
+        return column_means(deltas * stream.choice([-1.0, 1.0], size=(len(deltas), 1)))
+
+    return EffectTable(tuple(labels), len(deltas), "interventional", lambda index: column_means(deltas[index]), shuffled)
+
+
+def column_means(values: np.ndarray) -> np.ndarray:
+    """Return the mean of each column over its finite entries; NaN where there is none."""
+    known = np.isfinite(values)
+    count = known.sum(axis=0)
+    total = np.where(known, values, 0.0).sum(axis=0)
+    return np.divide(total, count, out=np.full(values.shape[1], np.nan), where=count > 0)

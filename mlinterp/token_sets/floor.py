@@ -1,0 +1,33 @@
+"""The ReLU floor: where a latent is mostly silent, clipping hides effects downwards and makes additive effects look like synergy."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from mlinterp.result import Diagnostics
+
+NEAR_ZERO = 0.1
+"""Activations below this sit on the floor."""
+MOSTLY = 0.5
+"""The floor is detected where more than this share of the activations sits on it."""
+
+
+def check_floor(post: np.ndarray, diagnostics: Diagnostics) -> bool:
+    """Record the share of activations on the floor, and whether it is detected; return that.
+
+    >>> check_floor(np.array([0.0, 0.05, 0.1, 1.0]), Diagnostics())
+    False
+    """
+    rate = float((post < NEAR_ZERO).mean()) if len(post) else 0.0
+    diagnostics.relu_floor_rate, diagnostics.relu_floor_detected = round(rate, 3), rate > MOSTLY
+    return rate > MOSTLY
+
+
+def artefact(post: float | None, pre: float | None, tolerance: float = 1e-9) -> bool:
+    """Whether an effect on the activation is not there on the pre-activation: an artefact of clipping.
+
+    True where the pre-activation shows nothing, or the other sign, while the activation shows something.
+    """
+    if post is None or pre is None or abs(post) <= tolerance:
+        return False
+    return abs(pre) <= tolerance or (post > 0) != (pre > 0)

@@ -1,0 +1,70 @@
+"""What the rules say the answers are: the exact effects that the study's experiments should find. `python projects/poker/truth.py`.
+
+The effect of an edit on a class is the class after it minus the class before it, in each context; its mean over every context of the
+test split that the deck allows before and after is what an experiment estimates from some of them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import hands
+import numpy as np
+
+from mlinterp.subjects.token_sets import edits
+from mlinterp.subjects.token_sets.table import ContextTable
+
+
+class Truth:
+    """Effects by the rules, on the contexts of the test split."""
+
+    def __init__(self) -> None:
+        self.package = hands.build({}, Path(__file__).parent)
+        self.contexts = self.package.contexts("test")
+        self.deck = self.package.constraint("deck")
+
+    def sweep(self, concept: str, family: str) -> list[tuple[int, int, float]]:
+        """Return (rung, contexts, mean effect) of setting a family to each of its rungs, against the same context without it."""
+        start, rows = edits.strip_family(self.contexts, family), []
+        for rung in self.package.vocabulary.family(family).rungs:
+            effect = self._change(concept, [(1, edits.set_rung(start, family, rung)), (-1, start)])
+            rows.append((rung, len(effect), float(effect.mean())))
+        return rows
+
+    def interaction(self, concept: str, first: str, second: str) -> np.ndarray:
+        """Return f(both) - f(first) - f(second) + f(neither) for each context, `[n]`; neither family is there before."""
+        start = self.contexts
+        for token in (first, second):
+            start = edits.strip_family(start, self.package.vocabulary.parse(token)[0])
+        one, other = edits.add_token(start, first), edits.add_token(start, second)
+        return self._change(concept, [(1, edits.add_token(one, second)), (-1, one), (-1, other), (1, start)])
+
+    def games(self, concept: str) -> dict[str, float]:
+        """Return the share of contexts that are of a class when all of them are read by the rules of one game."""
+        read = {game: edits.swap_group(self.contexts, game) for game in self.package.group_keys}
+        return {game: float(self.package.concepts(table)[concept].mean()) for game, table in read.items()}
+
+    def _change(self, concept: str, terms: list[tuple[int, ContextTable]]) -> np.ndarray:
+        allowed = ~np.any([self.deck.check(table) for _, table in terms], axis=0)
+        return np.sum([sign * self.package.concepts(table)[concept][allowed] for sign, table in terms], axis=0)
+
+
+def main() -> None:
+    """Print the exact answers."""
+    truth = Truth()
+    print("effect of each rung, by the rules")
+    for concept, family in (("pair", "rank_7"), ("trips", "rank_7"), ("quads", "rank_7"), ("straight", "rank_7"), ("flush", "suit_h")):
+        cells = "  ".join(f"{rung}: {effect:+.4f} (n {n})" for rung, n, effect in truth.sweep(concept, family))
+        print(f"  {concept:9} {family}   {cells}")
+    print("interaction of two tokens, by the rules")
+    for first, second in (("rank_7_2", "rank_K_2"), ("rank_7_2", "rank_K_3"), ("rank_7_1", "rank_8_1"), ("suit_h_2", "suit_d_2")):
+        found = {concept: truth.interaction(concept, first, second) for concept in ("pair", "two_pair", "full_house", "straight", "flush")}
+        cells = "  ".join(f"{concept} {effect.mean():+.4f}" for concept, effect in found.items())
+        print(f"  {first} × {second} (n {len(found['pair'])})   {cells}")
+    print("share of contexts of a class, by game")
+    for concept in ("pair", "straight", "flush"):
+        print(f"  {concept:9} " + "  ".join(f"{game} {share:.4f}" for game, share in truth.games(concept).items()))
+
+
+if __name__ == "__main__":
+    main()
