@@ -24,6 +24,7 @@ from pydantic import BaseModel, Field, PrivateAttr, ValidationError
 from mlinterp.errors import SpecError, unknown
 from mlinterp.frozen import Frozen
 from mlinterp.gates import Alias, Gate
+from mlinterp.io.digests import sha256_file
 from mlinterp.io.pyfile import FunctionName, load_function
 from mlinterp.io.specfile import Document, read_document
 from mlinterp.refusals import from_validation
@@ -31,6 +32,7 @@ from mlinterp.spec import Name, Prose, Spec
 
 if TYPE_CHECKING:
     from mlinterp.subjects.base import Subject
+    from mlinterp.subjects.token_sets.package import DataPackage
 
 PROJECT_FILE = "project.yaml"
 
@@ -74,6 +76,36 @@ class Project(Frozen):
     def subject_config(self, name: str) -> dict[str, Any]:
         """Return a subject's settings, complete with defaults, as JSON values. Raises SpecError with the nearest name."""
         return self._config(name).model_dump(mode="json")
+
+    def subject_identity(self, name: str) -> dict[str, Any]:
+        """Return what a subject's behaviour depends on besides its weights: its settings, and digests of the project's files in them.
+
+        Where a setting names a Python file of the project, every Python file of the project counts; so does a file named in `options`.
+        """
+        config = self.subject_config(name)
+        own = sorted({*_named_files(config.get("options"), self.root), *(self.root.rglob("*.py") if _runs_python(config) else ())})
+        return {**config, "files": {path.relative_to(self.root).as_posix(): sha256_file(path) for path in own}} if own else config
+
+    def default_inputs(self, name: str) -> Mapping[str, str]:
+        """Return what specs on a subject take where they name none themselves, by role."""
+        found: dict[str, str] = self.subject_config(name).get("inputs", {})
+        return found
+
+    def data_package(self, name: str) -> DataPackage:
+        """Return a token-set subject's data package, without its model. Raises SpecError for a subject of another kind."""
+        from mlinterp.subjects.token_sets.config import TokenSetConfig
+        from mlinterp.subjects.token_sets.package import load_package
+
+        config = self._config(name)
+        if not isinstance(config, TokenSetConfig):
+            kind = getattr(config, "kind", "other")
+            token_sets = [other for other, there in self._configs.items() if isinstance(there, TokenSetConfig)]
+            allowed = f"subjects of kind token_set: {', '.join(token_sets) or 'none'}"
+            raise SpecError(f"'{name}' is a {kind} subject, and this type is about token sets", field="subject", allowed=allowed)
+        try:
+            return load_package(name, config, self.root)
+        except SpecError as error:
+            raise self._document.place(error) from error
 
     def load_subject(self, name: str) -> Subject:
         """Build a subject. Raises SpecError for an unknown one and for a factory that is not there or returns something else."""
@@ -264,6 +296,22 @@ def _subject_config(name: str, block: Mapping[str, Any]) -> BaseModel:
         return model.model_validate(block)
     except ValidationError as error:
         raise from_validation(error, model=model, prefix=prefix) from None
+
+
+def _runs_python(config: Mapping[str, Any]) -> bool:
+    """Whether a subject's settings name a Python file of the project."""
+    network = config.get("network")
+    return bool(config.get("factory") or config.get("package") or (isinstance(network, Mapping) and network.get("factory")))
+
+
+def _named_files(options: Any, root: Path) -> list[Path]:
+    """Return the project's files that options name."""
+    if isinstance(options, Mapping):
+        return [path for value in options.values() for path in _named_files(value, root)]
+    if not isinstance(options, str) or not options or len(options) > 300 or os.path.isabs(options):
+        return []
+    path = (root / options).resolve()
+    return [path] if path.is_relative_to(root) and path.is_file() else []
 
 
 def _place(error: SpecError, document: Document, overrides: Mapping[str, Any]) -> SpecError:

@@ -33,7 +33,7 @@ from mlinterp.io.atomic import write_bytes, write_text
 from mlinterp.io.digests import sha256_json
 from mlinterp.progress import Reporter, Silent
 from mlinterp.project import Project, find_project
-from mlinterp.result import METRIC_VERSION, ExperimentResult
+from mlinterp.result import METRIC_VERSION, Aggregates, Diagnostics, ExperimentResult
 from mlinterp.spec import Spec, flatten
 
 if TYPE_CHECKING:
@@ -82,6 +82,7 @@ def run(
         MlinterpError: the run has FAILED and says why.
     """
     spec.require_standalone()
+    spec = execution_inputs.with_defaults(spec, project)
     session = Session.open(project, reporter or Silent(), again=again)
     with session.refreshed_views():
         return _told(execute(spec, session, Place(document=document, given=given or {})), spec, session)
@@ -159,13 +160,14 @@ def plan_of(spec: Spec, session: Session, place: Place) -> Plan:
     if place.parent is None and place.run_id is None and place.original is None:
         verdict.require_open(spec, session)
     if spec.is_study or spec.is_sweep:
-        subjects = {name: session.project.subject_config(name) for name in sorted(spec.subject_names())}
+        subjects = {name: session.project.subject_identity(name) for name in sorted(spec.subject_names())}
         outside = {f"{label}.{role}": item.digest for label, role, item in Composite(spec).outside_inputs(session, place)}
         return Plan(None, None, {}, _key(spec, subjects, outside, session))
     experiment = catalog.find(spec.type)
     variables = catalog.typed_variables(spec)
     execution_inputs.check_roles(spec, experiment, place.given)
-    subject = {spec.subject: session.project.subject_config(spec.subject)} if spec.subject else {}
+    execution_inputs.check_domain(spec, experiment, session.project)
+    subject = {spec.subject: session.project.subject_identity(spec.subject)} if spec.subject else {}
     resolved = execution_inputs.resolve(spec, session, place)
     return Plan(experiment, variables, resolved, _key(spec, subject, {role: item.digest for role, item in resolved.items()}, session))
 
@@ -268,6 +270,10 @@ def complete(result: ExperimentResult, spec: Spec, plan: Plan, started: datetime
         kept["figures"] = []
     if not spec.outputs.tables:
         kept |= {"tables": {}, "figures": []}
+    if not spec.outputs.aggregates:
+        kept["aggregates"] = Aggregates()
+    if not spec.outputs.diagnostics:
+        kept["diagnostics"] = Diagnostics()
     return result.model_copy(
         update={
             **kept,

@@ -142,6 +142,7 @@ SAID_ELSEWHERE = (
     r".*configure_optimizers` returned `None`.*",
     r".*isinstance\(treespec, LeafSpec\).*",
     r".*predict returned None.*",
+    r".*in eval mode at the start of training.*",
 )
 """Lightning's warnings about what this module does on purpose."""
 

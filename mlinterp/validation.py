@@ -18,7 +18,7 @@ from typing import NamedTuple
 from pydantic import ValidationError
 
 from mlinterp.errors import SpecError
-from mlinterp.execution.inputs import check_roles, kind_of
+from mlinterp.execution.inputs import check_domain, check_roles, kind_of, with_defaults
 from mlinterp.experiments import catalog
 from mlinterp.hypotheses.declared import read_declared
 from mlinterp.io.digests import canonical_json
@@ -69,6 +69,7 @@ def check(loaded: LoadedSpec, project: Project) -> Checked:
 def check_spec(spec: Spec, project: Project) -> Checked:
     """Check a spec. Raises SpecError for the first thing wrong."""
     spec.require_standalone()
+    spec = with_defaults(spec, project)
     runs = list(_runs(spec))
     for run in runs:
         with _blaming(run.field, run.swept):
@@ -119,6 +120,7 @@ def _check_run(spec: Spec, project: Project) -> None:
     check_roles(spec, experiment)
     if spec.subject is not None:
         project.subject_config(spec.subject)
+    check_domain(spec, experiment, project)
 
 
 def _check_wiring(step: Step, study: Spec) -> None:

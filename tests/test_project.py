@@ -163,9 +163,9 @@ def test_an_unknown_subject_is_refused_with_the_nearest_name(root: Path) -> None
         (
             "kind: trm",
             "kind: tmr",
-            ":4: subjects.trm4.kind: unknown kind of subject 'tmr'; allowed: huggingface, trm, factory; did you mean 'trm'?",
+            ":4: subjects.trm4.kind: unknown kind of subject 'tmr'; allowed: huggingface, trm, token_set, factory; did you mean 'trm'?",
         ),
-        ("kind: trm, ", "", ":4: subjects.trm4.kind: is missing; allowed: huggingface, trm, factory"),
+        ("kind: trm, ", "", ":4: subjects.trm4.kind: is missing; allowed: huggingface, trm, token_set, factory"),
         ("d_model: 8", "d_modle: 8", ":4: subjects.trm4.model.d_modle: unknown key 'd_modle'; allowed: d_model,"),
         ("d_model: 8", "d_model: 7", ":4: subjects.trm4.model.d_model: 7 is out of bounds; must be >= 8 and <= 2048"),
         ("factory: subject.py:build", "factory: build", ":7: subjects.mine.factory: 'build' is not allowed"),

@@ -13,6 +13,7 @@ COMPUTES = (
     "interventions",
     "sae",
     "subjects",
+    "token_sets",
     "tracing",
     "stats.py",
     "estimates.py",

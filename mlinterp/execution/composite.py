@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from mlinterp.errors import ExperimentError, MlinterpError
@@ -13,6 +13,7 @@ from mlinterp.execution.gather import study_result, sweep_result
 from mlinterp.execution.session import Place, Session
 from mlinterp.execution.summary import RunSummary
 from mlinterp.experiments.base import ResolvedInput
+from mlinterp.project import Project
 from mlinterp.result import ExperimentResult
 from mlinterp.spec import Spec
 
@@ -46,9 +47,13 @@ class Composite:
             for cell, spec in self.spec.cells()
         ]
 
+    def complete_children(self, project: Project) -> list[Child]:
+        """Return the children with the inputs that their subjects give: those of a sweep over subjects differ from cell to cell."""
+        return [replace(child, spec=execution_inputs.with_defaults(child.spec, project)) for child in self.children()]
+
     def outside_inputs(self, session: Session, place: Place) -> Iterator[tuple[str, str, ResolvedInput]]:
         """Yield (child, role, input) for every input that comes from outside this composite."""
-        for child in self.children():
+        for child in self.complete_children(session.project):
             where = place.child("", child.label, place.outputs)
             for role, reference in child.spec.inputs.items():
                 if place.outputs or role in where.given or not reference.startswith("@"):
@@ -64,7 +69,7 @@ class Composite:
 
         before = earlier_children(session, run_id) if place.run_id else {}
         done: dict[str, RunSummary] = {}
-        everything = self.children()
+        everything = self.complete_children(session.project)
         with session.reporter.task(self.spec.type if self.spec.is_study else f"{self.spec.type} sweep", len(everything)) as task:
             for child in everything:
                 earlier = before.get((child.label, child.spec.sha256()))

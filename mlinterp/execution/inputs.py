@@ -7,11 +7,15 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from mlinterp.errors import SpecError, VerificationError, unknown
 from mlinterp.execution.session import Place, Session
 from mlinterp.experiments import catalog
 from mlinterp.experiments.base import Experiment, ResolvedInput
 from mlinterp.io.digests import sha256_json
+from mlinterp.project import Project
+from mlinterp.refusals import from_validation
 from mlinterp.spec import Spec
 
 FILES: Mapping[str, tuple[str, ...]] = {
@@ -30,6 +34,35 @@ def kind_of(role: str) -> str:
     ('trace', 'sae', 'sae')
     """
     return re.sub(r"_[b-z]$", "", role)
+
+
+def with_defaults(spec: Spec, project: Project) -> Spec:
+    """Return a spec with the inputs that its subject gives where it names none itself: of a study, in every step.
+
+    An unknown type or subject has none: it is refused when it is looked at.
+    """
+    if spec.is_study:
+        steps = [step.model_copy(update={"inputs": _defaults(spec.step_spec(step), project) | step.inputs}) for step in spec.steps]
+        return spec.model_copy(update={"steps": steps})
+    return spec.model_copy(update={"inputs": _defaults(spec, project) | spec.inputs})
+
+
+def _defaults(spec: Spec, project: Project) -> dict[str, str]:
+    """Return the inputs that a spec's subject gives for the roles which its type takes."""
+    if spec.subject not in project.subjects or spec.type not in catalog.names():
+        return {}
+    taken = catalog.find(spec.type).inputs
+    given = {role: reference for role, reference in project.default_inputs(spec.subject).items() if role in taken}
+    try:
+        return Spec.model_validate({"type": spec.type, "inputs": given}).inputs
+    except ValidationError as error:
+        raise from_validation(error, prefix=f"subjects.{spec.subject}", model=Spec) from None
+
+
+def check_domain(spec: Spec, experiment: Experiment, project: Project) -> None:
+    """Refuse what the data package of a token-set subject does not have. Raises SpecError with the nearest name."""
+    if experiment.check_domain is not None and spec.subject is not None:
+        experiment.check_domain(spec, catalog.typed_variables(spec), project.data_package(spec.subject))
 
 
 def check_roles(spec: Spec, experiment: Experiment, given: Collection[str] = ()) -> None:

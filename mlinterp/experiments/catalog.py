@@ -32,6 +32,11 @@ def experiments() -> dict[str, Experiment]:
     return dict(sorted(found.items()))
 
 
+def names() -> set[str]:
+    """Return every name of every experiment type, aliases included."""
+    return {name for experiment in experiments().values() for name in (experiment.type, *experiment.aliases)}
+
+
 def find(name: str) -> Experiment:
     """Return the experiment type of that name or alias. Raises SpecError with the nearest name."""
     for experiment in experiments().values():

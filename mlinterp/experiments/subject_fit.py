@@ -58,7 +58,7 @@ def run(context: Context) -> ExperimentResult:
 
 def _panels(final: dict[str, float]) -> dict[str, list[str]]:
     """Group the curve's columns by scale: shares of right answers in one panel, each other number in its own."""
-    shares = [name for name in final if name.startswith(("exact", "token_acc", "q_halt_acc"))]
+    shares = [name for name in final if name.startswith(("exact", "token_acc", "q_halt_acc", "accuracy"))]
     panels = {"accuracy": shares} if shares else {}
     return panels | {name: [name] for name in final if name not in shares and name != "perplexity"}
 
@@ -70,6 +70,6 @@ EXPERIMENT = Experiment(
     run=run,
     inputs={},
     produces="subject",
-    headlines=("subject/ce_loss", "subject/token_acc", "subject/exact"),
+    headlines=("subject/ce_loss", "subject/accuracy", "subject/token_acc", "subject/exact"),
     example={"subject": "NAME", "variables": {"steps": 1000}},
 )

@@ -1,6 +1,7 @@
 """Effects with their uncertainty: of an edit over the contexts that it was made in, and between groups of contexts that were observed.
 
-What is undefined is None: a spread of one value, an interval or a p value where nothing varies.
+What is undefined is None: a spread or an interval of one value. Where several agree to the last digit, the interval has no width and the
+p value is that of so many agreeing by chance.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from scipy import special
 
 from mlinterp.estimates import LEVEL
 from mlinterp.result import Estimate
+from mlinterp.stats import unanimous_p
 
 
 class Effect(NamedTuple):
@@ -72,7 +74,7 @@ def mean_effect(values: np.ndarray) -> Effect:
     if n == 1:
         return Effect(mean, None, None, None, None, None, 1, None)
     std = float(values.std(ddof=1))
-    return _with_interval(mean, std, std / np.sqrt(n), n, n - 1)
+    return _with_interval(mean, std, std / np.sqrt(n), n, n - 1, unanimous_p(n))
 
 
 def difference(values: np.ndarray, others: np.ndarray) -> Effect:
@@ -85,7 +87,8 @@ def difference(values: np.ndarray, others: np.ndarray) -> Effect:
     parts = np.array([values.var(ddof=1) / len(values), others.var(ddof=1) / len(others)])
     error = float(np.sqrt(parts.sum()))
     df = float(parts.sum() ** 2 / (parts**2 / np.array([len(values) - 1, len(others) - 1])).sum()) if error > 0 else None
-    return _with_interval(gap, None, error, len(values), df)
+    alike = min(1.0, 2 / float(special.comb(len(values) + len(others), len(values))))
+    return _with_interval(gap, None, error, len(values), df, alike)
 
 
 def compared(values: np.ndarray, there: np.ndarray, others: np.ndarray, min_n: int) -> Effect:
@@ -109,12 +112,13 @@ def combined(parts: list[tuple[float, np.ndarray]]) -> Effect:
     variances = np.array([weight**2 * values.var(ddof=1) / len(values) for weight, values in parts])
     error = float(np.sqrt(variances.sum()))
     df = float(variances.sum() ** 2 / (variances**2 / np.array([len(values) - 1 for _, values in parts])).sum()) if error > 0 else None
-    return _with_interval(total, None, error, smallest, df)
+    return _with_interval(total, None, error, smallest, df, unanimous_p(smallest))
 
 
-def _with_interval(value: float, std: float | None, error: float, n: int, df: float | None) -> Effect:
-    if df is None or error <= 1e-12 * max(abs(value), 1e-300):  # nothing varies: neither an interval nor a p value means anything
-        return Effect(value, std, error, None, None, None, n, df)
+def _with_interval(value: float, std: float | None, error: float, n: int, df: float | None, alike: float) -> Effect:
+    """Return an effect with its interval; `alike` is its p value where nothing varies (within rounding) and it is not zero."""
+    if df is None or error <= 1e-12 * abs(value):
+        return Effect(value, std, error, value, value, alike if value else 1.0, n, None)
     half = float(special.stdtrit(df, (1 + LEVEL) / 2)) * error
     p = float(2 * special.stdtr(df, -abs(value) / error))
     return Effect(value, std, error, value - half, value + half, p, n, df)

@@ -112,7 +112,7 @@ class Lab:
     def holding(self, tokens: Sequence[str]) -> Rows:
         """Return the observed contexts that hold all of some tokens; ExperimentError where none does."""
         numbers = self.vocabulary.numbers(tokens, "variables.stable_tokens")
-        held = self.rows.take(self.rows.table.incidence[:, numbers].all(axis=1)) if tokens else self.rows
+        held = self.rows.take(np.asarray(self.rows.table.incidence[:, numbers].all(axis=1))) if tokens else self.rows
         if not len(held):
             raise ExperimentError(f"none of {len(self.rows)} contexts holds {' and '.join(tokens)}")
         return held

@@ -309,7 +309,6 @@ def test_a_contradictory_declaration_is_refused_before_anything_is_read(declared
         HuggingFaceConfig.model_validate(declared)
 
 
-@pytest.mark.filterwarnings("ignore:Found .* in eval mode at the start of training")
 def test_training_lowers_the_held_out_loss_and_the_weights_come_back_from_disk(root, tmp_path):
     subject = make(root)
     objective = subject.objective({"lr": 1e-2, "batch_size": 8, "warmup_steps": 5}, seed=0)

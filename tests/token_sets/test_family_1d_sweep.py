@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from token_lab import TOY_BASES, computed_lab, observed_lab, toy
 
 from mlinterp.errors import ExperimentError
 from mlinterp.experiments.token_sets.family_1d_sweep import FamilySweepVariables
 from mlinterp.experiments.token_sets.family_1d_sweep_measure import effect_table, measure
 from mlinterp.result import ExperimentResult
-from tests.support.token_lab import TOY_BASES, computed_lab, observed_lab, toy
 
 P1 = [
     *((value, ["swim_speed_up_6"]) for value in (0.2, 0.4)),

@@ -21,11 +21,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
 from mlinterp.errors import SpecError, nearest, unknown
+from mlinterp.io.pyfile import load_function
+from mlinterp.subjects.token_sets.config import TokenSetConfig
 from mlinterp.subjects.token_sets.constraints import Constraint, one_rung_per_family
 from mlinterp.subjects.token_sets.table import ContextTable
 from mlinterp.subjects.token_sets.vocabulary import Vocabulary
@@ -128,3 +131,16 @@ class DataPackage(ABC):
         grouped = np.flatnonzero(table.group >= 0)
         encoded[grouped, n_tokens + n_special + table.group[grouped]] = 1.0
         return encoded
+
+
+def load_package(name: str, config: TokenSetConfig, root: Path) -> DataPackage:
+    """Return the data package that a project declares for a subject; its file lies below `root`.
+
+    Raises UnsafeError for a file outside `root`, SpecError for a function that is not there or returns something else.
+    """
+    field = f"subjects.{name}.package"
+    package = load_function(root, config.package, field)(dict(config.options), root)
+    if not isinstance(package, DataPackage):
+        problem = f"{config.package} returned a {type(package).__name__}"
+        raise SpecError(problem, field=field, allowed="expected a mlinterp.subjects.token_sets.package.DataPackage")
+    return package

@@ -28,7 +28,7 @@ from mlinterp.subjects.tasks.base import read_options
 from mlinterp.subjects.token_sets.config import TokenSetConfig, TokenSetFitOptions
 from mlinterp.subjects.token_sets.network import TokenSetNetwork, module_of
 from mlinterp.subjects.token_sets.objective import TokenSetObjective
-from mlinterp.subjects.token_sets.package import DataPackage
+from mlinterp.subjects.token_sets.package import DataPackage, load_package
 from mlinterp.subjects.token_sets.table import NO_GROUP, ContextTable
 from mlinterp.subjects.unembedding import NoUnembedding, Unembedding
 
@@ -259,10 +259,7 @@ def build(name: str, config: TokenSetConfig, root: Path) -> TokenSetSubject:
     network that does not map the package's bags to its outputs or lacks a declared site.
     """
     field = f"subjects.{name}"
-    package = load_function(root, config.package, f"{field}.package")(dict(config.options), root)
-    if not isinstance(package, DataPackage):
-        problem = f"{config.package} returned a {type(package).__name__}"
-        raise SpecError(problem, field=f"{field}.package", allowed="expected a mlinterp.subjects.token_sets.package.DataPackage")
+    package = load_package(name, config, root)
     own = config.network.factory is None
     model = _built_in(package, config) if own else _network(package, config, root, f"{field}.network.factory")
     sites = {site: module_of(site) for site in config.network.sites} if own else config.sites

@@ -1,0 +1,83 @@
+"""Effects and their intervals, held against scipy and closed forms."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from mlinterp.token_sets.effect_table import edited
+from mlinterp.token_sets.effects import combined, compared, difference, mean_effect, standardised
+
+RNG = np.random.default_rng(0)
+A, B, C, D = (RNG.normal(loc, scale, n) for loc, scale, n in [(1, 1, 12), (0.3, 2, 30), (0, 0.5, 9), (2, 1, 17)])
+
+
+def test_the_mean_of_paired_changes_is_student_s_t() -> None:
+    effect, reference = mean_effect(A), stats.ttest_1samp(A, 0)
+    assert effect.p == pytest.approx(reference.pvalue, rel=1e-12)
+    assert (effect.low, effect.high) == pytest.approx(tuple(reference.confidence_interval()), rel=1e-12)
+    assert effect.std_error == pytest.approx(stats.sem(A))
+
+
+def test_the_difference_of_two_groups_is_welch_s_t() -> None:
+    effect, reference = difference(A, B), stats.ttest_ind(A, B, equal_var=False)
+    assert effect.p == pytest.approx(reference.pvalue, rel=1e-12)
+    assert (effect.low, effect.high) == pytest.approx(tuple(reference.confidence_interval()), rel=1e-12)
+    assert effect.n == 12
+
+
+def test_a_weighted_sum_of_two_groups_is_their_difference() -> None:
+    assert combined([(1, A), (-1, B)])[2:6] == pytest.approx(difference(A, B)[2:6])
+
+
+def test_a_difference_of_differences_has_the_spread_of_all_four_groups() -> None:
+    effect = combined([(1, A), (-1, B), (-1, C), (1, D)])
+    assert effect.value == pytest.approx(A.mean() - B.mean() - C.mean() + D.mean())
+    assert effect.std_error == pytest.approx(np.sqrt(sum(part.var(ddof=1) / len(part) for part in (A, B, C, D))))
+
+
+def test_its_interval_covers_the_truth_as_often_as_it_says() -> None:
+    rng, hits = np.random.default_rng(1), 0
+    for _ in range(400):
+        parts = [rng.normal(mean, scale, n) for mean, scale, n in [(1, 1, 6), (0, 3, 15), (0, 1, 8), (0.5, 2, 9)]]
+        effect = combined(list(zip([1, -1, -1, 1], parts, strict=True)))
+        hits += effect.low <= 1.5 <= effect.high
+    assert 0.92 <= hits / 400 <= 0.98
+
+
+def test_what_is_undefined_is_none() -> None:
+    assert mean_effect(np.zeros(0)).value is None
+    assert mean_effect(np.ones(1))[1:6] == (None,) * 5
+    assert difference(np.ones(3), np.zeros(0)).value is None
+    assert difference(np.ones(3), np.ones(1)).std_error is None
+    assert standardised(np.ones(4), np.ones(4)) is None
+    assert standardised(np.ones(1), np.zeros(4)) is None
+
+
+def test_units_that_all_agree_have_an_interval_without_width_and_the_p_of_agreeing_by_chance() -> None:
+    assert mean_effect(np.full(5, 2.0))[:6] == (2.0, 0.0, 0.0, 2.0, 2.0, 2**-4)
+    assert mean_effect(np.zeros(5))[3:6] == (0.0, 0.0, 1.0)
+    exact = stats.permutation_test((np.ones(4), np.zeros(3)), lambda a, b: a.mean() - b.mean(), n_resamples=10_000).pvalue
+    assert difference(np.ones(4), np.zeros(3)).p == pytest.approx(exact)
+    assert combined([(1, np.ones(3)), (-1, np.zeros(4))])[3:6] == (1.0, 1.0, 0.25)
+
+
+def test_a_group_that_is_too_small_gives_no_value_but_its_size() -> None:
+    values, there = np.arange(6.0), np.array([True, True, False, False, False, False])
+    assert compared(values, there, ~there, 3).value is None
+    assert compared(values, there, ~there, 3).n == 2
+    assert compared(values, there, ~there, 2).value == pytest.approx(0.5 - 3.5)
+
+
+def test_standardised_differences_agree_with_the_hand_solved_case() -> None:
+    assert standardised(np.arange(11.0, 21.0), np.arange(1.0, 11.0)) == pytest.approx(3.3887, abs=1e-4)
+
+
+def test_effects_of_edits_leave_out_what_was_not_made() -> None:
+    deltas = np.array([[1.0, np.nan], [3.0, np.nan], [np.nan, np.nan]])
+    table = edited(["a", "b"], deltas)
+    assert table.values[0] == 2.0
+    assert np.isnan(table.values[1])
+    assert table.n_units == 3
+    assert {abs(table.shuffled(np.random.default_rng(seed))[0]) for seed in range(20)} == {1.0, 2.0}
