@@ -66,22 +66,28 @@ def add_experiment_command(app: typer.Typer, experiment: Experiment, run: Run) -
         run(spec, choose_project(given["project"]), given["again"], given["quiet"])
 
     options = {name: option for name, info in experiment.Variables.model_fields.items() if (option := _option(name, info)) is not None}
-    annotations = {**_ENVELOPE, **{f"variable_{name}": option for name, option in options.items()}}
-    command.__annotations__ = annotations
-    command.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-        [
-            inspect.Parameter(
-                name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=False if name in {"again", "quiet"} else None
-            )
-            for name, annotation in annotations.items()
-        ]
-    )
+    declare_options(command, {**_ENVELOPE, **{f"variable_{name}": option for name, option in options.items()}})
     blocks = [name for name in experiment.Variables.model_fields if name not in options]
     notes = [experiment.summary, f"Also called: {', '.join(experiment.aliases)}." if experiment.aliases else ""]
     notes.append(f"Set with --set variables.NAME=…: {', '.join(blocks)}." if blocks else "")
     notes.append(f"For example:\n\n  {_example(experiment, options)}")
     text = "\n\n".join(filter(None, notes)).replace("[", "\\[")
     app.command(experiment.type, help=text, short_help=experiment.summary.replace("[", "\\["), rich_help_panel="Experiment types")(command)
+
+
+def declare_options(command: Callable[..., None], options: Mapping[str, Any]) -> None:
+    """Give a function of keywords these typer options: switches are off, anything else is None, where they are not given."""
+    command.__annotations__ = dict(options)
+    command.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=option, default=False if _is_switch(option) else None)
+            for name, option in options.items()
+        ]
+    )
+
+
+def _is_switch(option: Any) -> bool:
+    return typing.get_args(option)[0] is bool
 
 
 def build_spec(experiment: Experiment, given: Mapping[str, Any]) -> Spec:
@@ -122,15 +128,19 @@ def _option(name: str, info: FieldInfo) -> Any:
     shape = _shape(info.annotation)
     if shape is None:
         return None
-    allowed = bounds(info.annotation, info.metadata)
-    default = "required" if info.is_required() else f"default: {_shown_default(info)}"
-    words = [(info.description or "").rstrip("."), allowed and f" ({allowed})", f" [{default}]"]
-    help_text = "".join(filter(None, words)).replace("[", "\\[")
     flag = f"--{name.replace('_', '-')}"
     declared = (f"{flag}/--no-{flag[2:]}",) if shape is bool else (flag,)
     declared = (f"--variable-{flag[2:]}",) if name in _ENVELOPE else declared
-    option = typer.Option(*declared, help=help_text, show_default=False, rich_help_panel="Variables")
+    option = typer.Option(*declared, help=option_help(info), show_default=False, rich_help_panel="Variables")
     return Annotated[shape | None, option]
+
+
+def option_help(info: FieldInfo, default: str | None = None) -> str:
+    """Return the help of the option for a field: its description, bounds and default; `default` where the option's differs."""
+    allowed = bounds(info.annotation, info.metadata)
+    shown = "required" if info.is_required() else f"default: {default or _shown_default(info)}"
+    words = [(info.description or "").rstrip("."), allowed and f" ({allowed})", f" [{shown}]"]
+    return "".join(filter(None, words)).replace("[", "\\[")
 
 
 def _shape(annotation: Any) -> Any:

@@ -39,7 +39,8 @@ def kind_of(role: str) -> str:
 def with_defaults(spec: Spec, project: Project) -> Spec:
     """Return a spec with the inputs that its subject gives where it names none itself: of a study, in every step.
 
-    An unknown type or subject has none: it is refused when it is looked at.
+    That is for types about token sets; to others an SAE is something that they may do without. An unknown type or subject has none: it is
+    refused when it is looked at.
     """
     if spec.is_study:
         steps = [step.model_copy(update={"inputs": _defaults(spec.step_spec(step), project) | step.inputs}) for step in spec.steps]
@@ -51,8 +52,10 @@ def _defaults(spec: Spec, project: Project) -> dict[str, str]:
     """Return the inputs that a spec's subject gives for the roles which its type takes."""
     if spec.subject not in project.subjects or spec.type not in catalog.names():
         return {}
-    taken = catalog.find(spec.type).inputs
-    given = {role: reference for role, reference in project.default_inputs(spec.subject).items() if role in taken}
+    experiment = catalog.find(spec.type)
+    if experiment.check_domain is None:
+        return {}
+    given = {role: reference for role, reference in project.default_inputs(spec.subject).items() if role in experiment.inputs}
     try:
         return Spec.model_validate({"type": spec.type, "inputs": given}).inputs
     except ValidationError as error:

@@ -68,12 +68,12 @@ def matched_controls(
     found = []
     for number in sorted(picked.tolist()):
         ladder = others[number].levels
-        found.append(family_changes(lab, bases, others[number], [_matched(family.levels, ladder, rung) for rung in rungs]).post)
+        found.append(family_changes(lab, bases, others[number], [matched_rung(family.levels, ladder, rung) for rung in rungs]).post)
     stacked = np.stack(found)
     return np.stack([column_means(stacked[:, row]) for row in range(len(bases))])
 
 
-def _matched(ladder: Sequence[int], other: Sequence[int], rung: int) -> int:
+def matched_rung(ladder: Sequence[int], other: Sequence[int], rung: int) -> int:
     """Return the rung of another ladder at the same height."""
     height = ladder.index(rung) / max(1, len(ladder) - 1)
     return other[round(height * (len(other) - 1))]

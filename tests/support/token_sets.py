@@ -6,6 +6,7 @@ copies itself into a project as `package.py`, so that a subject is built from it
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from torch import nn
 
 from mlinterp.subjects.token_sets.constraints import Constraint, of_each, one_rung_per_family
@@ -146,5 +146,5 @@ def make(root: Path, **subjects: Mapping[str, Any]) -> Path:
     project.mkdir(parents=True)
     shutil.copy(__file__, project / "package.py")
     declared = {"name": "fighters", "subjects": {"learned": LEARNED, "planted": PLANTED, **subjects}}
-    (project / "project.yaml").write_text(yaml.safe_dump(declared, sort_keys=False))
+    (project / "project.yaml").write_text(json.dumps(declared, indent=2))
     return project

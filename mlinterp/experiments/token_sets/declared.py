@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from mlinterp.errors import SpecError
 from mlinterp.experiments.base import Variables
@@ -32,6 +32,18 @@ TokenName = Annotated[str, Names("token")]
 TokenOrFamily = Annotated[str, Names("token_or_family")]
 AttributeName = Annotated[str, Names("attribute")]
 Rung = Annotated[int, Field(ge=0)]
+
+
+def _as_share(percentile: float) -> float:
+    if 0.5 < percentile <= 1:
+        return percentile
+    if 50 < percentile <= 100:
+        return percentile / 100
+    raise ValueError("a fraction above 0.5 and at most 1, or a percentage above 50 and at most 100")
+
+
+HighPercentile = Annotated[float, AfterValidator(_as_share)]
+"""Where the high activations begin: a fraction in (0.5, 1], or a percentage in (50, 100], which is kept as a fraction."""
 
 
 class LatentVariables(Variables):
