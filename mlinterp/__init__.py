@@ -50,11 +50,14 @@ if TYPE_CHECKING:
     )
     from mlinterp.result import ExperimentResult
     from mlinterp.spec import Spec
+    from mlinterp.token_set_api import ExperimentSpec, ExperimentType, get_runner_for_type, list_available_runners, load_context
 
 __version__ = "0.1.0"
 
 __all__ = [
     "ExperimentResult",
+    "ExperimentSpec",
+    "ExperimentType",
     "Spec",
     "add_hypothesis",
     "close_hypothesis",
@@ -64,10 +67,13 @@ __all__ = [
     "export_state",
     "generate_report",
     "get_hypothesis",
+    "get_runner_for_type",
     "get_sae",
     "import_state",
+    "list_available_runners",
     "list_hypotheses",
     "list_saes",
+    "load_context",
     "load_sae",
     "load_subject",
     "load_trace",
@@ -87,7 +93,13 @@ __all__ = [
     "verify_run",
 ]
 
-_HOME = {"ExperimentResult": "mlinterp.result", "Spec": "mlinterp.spec"}
+_HOME = {
+    "ExperimentResult": "mlinterp.result",
+    "Spec": "mlinterp.spec",
+    **dict.fromkeys(
+        ("ExperimentSpec", "ExperimentType", "get_runner_for_type", "list_available_runners", "load_context"), "mlinterp.token_set_api"
+    ),
+}
 
 
 def __getattr__(name: str) -> Any:

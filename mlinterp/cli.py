@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -22,9 +23,15 @@ from mlinterp.experiments import catalog
 from mlinterp.hypothesis_commands import add_hypothesis_commands
 from mlinterp.progress import Reporter, Silent
 from mlinterp.project import LoadedSpec, Project, find_project, find_workspace, load_spec
+from mlinterp.result_files import write_results
 from mlinterp.sae_commands import add_sae_commands
 from mlinterp.spec import Spec
 from mlinterp.terminal import TerminalReporter, show_lines, show_summary, show_table
+from mlinterp.token_set_commands import add_token_set_commands
+from mlinterp.type_pages import show_type, show_types
+
+if TYPE_CHECKING:
+    from mlinterp.execution.summary import RunSummary
 
 app = typer.Typer(
     name="mlinterp",
@@ -35,7 +42,12 @@ app = typer.Typer(
 )
 
 SpecsArgument = Annotated[list[Path] | None, typer.Argument(metavar="SPEC...", help="Spec files: YAML, JSON or TOML.", show_default=False)]
-SpecOption = Annotated[list[Path] | None, typer.Option("--spec", metavar="SPEC", help="A spec file, as MLproject entry points pass it.")]
+SpecOption = Annotated[
+    list[Path] | None, typer.Option("--spec", "--spec-path", metavar="SPEC", help="A spec file, as MLproject entry points pass it.")
+]
+OutputOption = Annotated[
+    Path | None, typer.Option("--output-dir", metavar="FOLDER", help="Write {spec_id}__result.json there, too.", show_default=False)
+]
 
 ExpectOption = Annotated[
     str | None, typer.Option("--expect-type", metavar="TYPE", help="Refuse specs of another type, as MLproject entry points do.")
@@ -48,6 +60,8 @@ def run_command(
     spec: SpecOption = None,
     values: SetOption = None,
     expected: ExpectOption = None,
+    output_dir: OutputOption = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything and run nothing, as `mlinterp validate` does.")] = False,
     again: AgainOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -58,18 +72,25 @@ def run_command(
       mlinterp run projects/trm_sudoku/study.yaml
 
       mlinterp run fit.yaml --set variables.k=32 --set seed=1
+
+      mlinterp run --spec-path sweep.json --output-dir results
     """
-    checked = _checked(_files(specs, spec), values)
+    checked = _checked(_files(specs, spec), values, show=dry_run)
     for loaded, _ in checked:
         if expected and catalog.find(loaded.spec.type).type != catalog.find(expected).type:
             raise loaded.place(SpecError(f"is '{loaded.spec.type}'", field="type", allowed=f"expected {expected} here"))
+    if dry_run:
+        return
 
     def work() -> None:
         from mlinterp import run
 
         for loaded, project in checked:
             document = None if loaded.overrides else (loaded.document.text, loaded.document.path.suffix)
-            show_summary(run.run(loaded.spec, project=project, document=document, again=again, reporter=_reporter(quiet)))
+            summary = run.run(loaded.spec, project=project, document=document, again=again, reporter=_reporter(quiet))
+            show_summary(summary)
+            if output_dir is not None:
+                show_lines(f"wrote {path}" for path in write_results(summary, output_dir))
 
     supervise(work, checked[0][1].workspace)
 
@@ -85,21 +106,25 @@ def validate_command(specs: SpecsArgument = None, spec: SpecOption = None, value
     _checked(_files(specs, spec), values, show=True)
 
 
-@app.command("types", short_help="List the experiment types.")
-def types_command(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
-    """List the experiment types there are, with their aliases and modes.
+@app.command("types", short_help="List the experiment types, or describe one.")
+def types_command(
+    type_name: Annotated[str | None, typer.Argument(metavar="[TYPE]", autocompletion=lambda: _type_names())] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """List the experiment types there are, with their aliases and modes; of one, its variables with their bounds and defaults.
 
     For example:
 
+      mlinterp types
+
+      mlinterp types intervene
+
       mlinterp types --json
     """
-    found = catalog.experiments().values()
-    if as_json:
-        fields = ("type", "aliases", "modes", "inputs", "produces", "needs_subject", "summary")
-        show_lines([json.dumps([{name: getattr(experiment, name) for name in fields} for experiment in found])])
-        return
-    rows = [(experiment.type, ", ".join(experiment.aliases), ", ".join(experiment.modes), experiment.summary) for experiment in found]
-    show_table(["type", "aliases", "modes", "summary"], rows)
+    if type_name is None:
+        show_types(as_json)
+    else:
+        show_type(catalog.find(type_name), as_json)
 
 
 @app.command("schema", short_help="Print the JSON Schema of a spec.")
@@ -204,16 +229,22 @@ def runs_command(limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=
 
 
 @app.callback(invoke_without_command=True)
-def top(context: typer.Context, version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False) -> None:
-    """Print the version, or the help where nothing is asked."""
+def top(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+    list_types: Annotated[bool, typer.Option("--list-types", help="List the experiment types and exit, as `mlinterp types` does.")] = False,
+) -> None:
+    """Print the version or the experiment types, or the help where nothing is asked."""
     if version:
         show_lines([f"mlinterp {__version__}"])
+    elif list_types:
+        show_types()
     elif context.invoked_subcommand is None:
         typer.echo(context.get_help())
 
 
-def _run_built(spec: Spec, project: Project, again: bool, quiet: bool) -> None:
-    """Check and run a spec that the command line declared."""
+def _run_built(spec: Spec, project: Project, again: bool, quiet: bool, tell: Callable[[RunSummary], None] = show_summary) -> None:
+    """Check and run a spec that the command line declared, and tell what came of it."""
     from mlinterp.validation import check_spec
 
     check_spec(spec, project)
@@ -221,7 +252,7 @@ def _run_built(spec: Spec, project: Project, again: bool, quiet: bool) -> None:
     def work() -> None:
         from mlinterp import run
 
-        show_summary(run.run(spec, project=project, again=again, reporter=_reporter(quiet)))
+        tell(run.run(spec, project=project, again=again, reporter=_reporter(quiet)))
 
     supervise(work, project.workspace)
 
@@ -264,6 +295,7 @@ def _type_names() -> list[str]:
 
 for _experiment in catalog.experiments().values():
     add_experiment_command(app, _experiment, _run_built)
+add_token_set_commands(app, _run_built)
 add_sae_commands(app)
 add_hypothesis_commands(app)
 add_evidence_commands(app)

@@ -181,6 +181,10 @@ class ExperimentResult(_Part):
         self.tables[name] = ResultTable.of(name, rows, description, columns)
         return self.tables[name]
 
+    def to_filename(self) -> str:
+        """Return the name of the file that holds this result alone; a spec without an id is named by the beginning of its digest."""
+        return f"{self.spec_id or self.spec_sha256[:12]}__result.json"
+
     def numbers(self) -> dict[str, float]:
         """Return every finite number worth comparing, named `stage/name`."""
         found = dict(self.metrics)

@@ -11,6 +11,10 @@ from mlinterp.result import Mode
 from mlinterp.token_sets.slicing import Rows
 
 
+Effects = Callable[[np.ndarray], np.ndarray]
+"""Effects as some units give them: their numbers, int64, to float64 `[n_labels]`; NaN where undefined."""
+
+
 @dataclass(frozen=True)
 class EffectTable:
     """Several effects of one experiment.
@@ -19,29 +23,36 @@ class EffectTable:
         labels: what each effect is of, such as `SCU_12`.
         n_units: independent units behind them.
         mode: how they were measured.
-        on: the effects as some of the units give them, float64 `[n_labels]`; NaN where undefined.
-        shuffled: one draw of the effects under the null that there is nothing, float64 `[n_labels]`.
+        on: the effects as some of the units give them.
+        null: draws data in which there is nothing to find; the same effects of those data.
     """
 
     labels: tuple[str, ...]
     n_units: int
     mode: Mode
-    on: Callable[[np.ndarray], np.ndarray]
-    shuffled: Callable[[np.random.Generator], np.ndarray]
+    on: Effects
+    null: Callable[[np.random.Generator], Effects]
 
     @property
     def values(self) -> np.ndarray:
         """The effects as all units together give them, float64 `[n_labels]`."""
         return self.on(np.arange(self.n_units))
 
+    def shuffled(self, stream: np.random.Generator) -> np.ndarray:
+        """Return one draw of the effects under the null, float64 `[n_labels]`."""
+        return self.null(stream)(np.arange(self.n_units))
+
 
 def observed(labels: Sequence[str], rows: Rows, effects_of: Callable[[Rows], np.ndarray]) -> EffectTable:
     """Return effects that are a function of observed contexts. Under the null, activations belong to contexts at random."""
 
-    def shuffled(stream: np.random.Generator) -> np.ndarray:
-        return effects_of(rows.with_post(stream.permutation(rows.post)))
+    def effects_in(found: Rows) -> Effects:
+        return lambda index: effects_of(found.take(index))
 
-    return EffectTable(tuple(labels), len(rows), "observational", lambda index: effects_of(rows.take(index)), shuffled)
+    def null(stream: np.random.Generator) -> Effects:
+        return effects_in(rows.with_post(stream.permutation(rows.post)))
+
+    return EffectTable(tuple(labels), len(rows), "observational", effects_in(rows), null)
 
 
 def edited(labels: Sequence[str], deltas: np.ndarray) -> EffectTable:
@@ -50,10 +61,13 @@ def edited(labels: Sequence[str], deltas: np.ndarray) -> EffectTable:
     Under the null each context's changes are as likely to be negative as positive, all of them together.
     """
 
-    def shuffled(stream: np.random.Generator) -> np.ndarray:
-        return column_means(deltas * stream.choice([-1.0, 1.0], size=(len(deltas), 1)))
+    def means_of(found: np.ndarray) -> Effects:
+        return lambda index: column_means(found[index])
 
-    return EffectTable(tuple(labels), len(deltas), "interventional", lambda index: column_means(deltas[index]), shuffled)
+    def null(stream: np.random.Generator) -> Effects:
+        return means_of(deltas * stream.choice([-1.0, 1.0], size=(len(deltas), 1)))
+
+    return EffectTable(tuple(labels), len(deltas), "interventional", means_of(deltas), null)
 
 
 def column_means(values: np.ndarray) -> np.ndarray:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+import pandas as pd
 
 from mlinterp.errors import SpecError
 from mlinterp.subjects.token_sets.table import ContextTable
@@ -47,8 +48,7 @@ class Feature:
 
     def __init__(self, compute: Callable[[ContextTable], Activations]) -> None:
         self._compute = compute
-        self._known: dict[bytes, int] = {}
-        self._hash = np.zeros(0, dtype=np.uint64)
+        self._codes = pd.Index(np.zeros(0, dtype=np.uint64))
         self._words = np.zeros((0, 0), dtype=np.uint64)
         self._values = Activations(np.zeros(0), np.zeros(0))
         self.n_asked = self.n_computed = 0
@@ -62,34 +62,23 @@ class Feature:
         """Return the latent on every context of a table, in its order."""
         self.n_asked += len(table)
         words = table.words
-        codes = _hashed(words)
-        distinct, first, place = np.unique(codes, return_index=True, return_inverse=True)
-        place = place.reshape(-1)
-        if not (words == words[first][place]).all():  # two contexts share a hash: look at the contexts themselves
-            return self._exactly(table)
-        new = self._new(distinct, words[first])
-        if new is None:
-            return self._exactly(table)
-        if new.any():
-            self._learn(distinct[new], words[first[new]], self._compute(table.take(first[new])))
-        at = np.searchsorted(self._hash, distinct)[place]
-        return self._values.take(at)
-
-    def _new(self, distinct: np.ndarray, words: np.ndarray) -> np.ndarray | None:
-        """Return which distinct contexts are not known yet; None where a known one shares its hash with another context."""
-        if not len(self._hash):
-            return np.ones(len(distinct), dtype=bool)
-        at = np.minimum(np.searchsorted(self._hash, distinct), len(self._hash) - 1)
-        known = self._hash[at] == distinct
-        return ~known if bool((self._words[at[known]] == words[known]).all()) else None
+        place, codes = pd.factorize(_hashed(words))
+        first = np.empty(len(codes), dtype=np.int64)
+        first[place[::-1]] = np.arange(len(place))[::-1]  # of equal contexts the first is written last
+        at = self._codes.get_indexer(codes)
+        known = at >= 0
+        if not (words == words[first][place]).all() or (known.any() and not (self._words[at[known]] == words[first[known]]).all()):
+            return self._exactly(table)  # two contexts share a hash
+        if not known.all():
+            at[~known] = len(self._codes) + np.arange(int((~known).sum()))
+            self._learn(codes[~known], words[first[~known]], self._compute(table.take(first[~known])))
+        return self._values.take(at[place])
 
     def _learn(self, codes: np.ndarray, words: np.ndarray, values: Activations) -> None:
         self.n_computed += len(codes)
-        everything = np.concatenate([self._hash, codes])
-        order = np.argsort(everything, kind="stable")
-        self._hash = everything[order]
-        self._words = (np.concatenate([self._words, words]) if len(self._words) else words)[order]
-        self._values = Activations(*(np.concatenate(pair)[order] for pair in zip(self._values, values, strict=True)))
+        self._codes = self._codes.append(pd.Index(codes))
+        self._words = np.concatenate([self._words, words]) if len(self._words) else words
+        self._values = Activations(*(np.concatenate(pair) for pair in zip(self._values, values, strict=True)))
 
     def _exactly(self, table: ContextTable) -> Activations:
         """Return the latent on a table two of whose contexts share a hash, without the cache."""

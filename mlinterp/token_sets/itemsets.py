@@ -124,6 +124,8 @@ def enrichment_p(count: np.ndarray, n: int, others: np.ndarray, n_others: int) -
     order = np.argsort(in_all, kind="stable")
     totals, starts = np.unique(in_all[order], return_index=True)
     p = np.empty(len(count))
+    if not len(count):
+        return p
     for total, own in zip(totals.tolist(), np.split(order, starts[1:]), strict=True):
         low, high = max(0, total - n_others), min(n, total)
         drawn = np.arange(low, high + 1)

@@ -58,7 +58,7 @@ def test_contexts_that_share_a_hash_still_get_their_own_numbers(monkeypatch: pyt
     counted = Counted()
     if collide == "with what is known":
         counted.feature(table([("alpha_3",)]))
-        monkeypatch.setattr(feature_module, "_hashed", lambda words: np.full(len(words), counted.feature._hash[0]))
+        monkeypatch.setattr(feature_module, "_hashed", lambda words: np.full(len(words), counted.feature._codes[0]))
         assert counted.feature(table([("alpha_3",)])).post.tolist() == direct([("alpha_3",)])
         assert counted.feature(table([("alpha_2",)])).post.tolist() == direct([("alpha_2",)])
     else:

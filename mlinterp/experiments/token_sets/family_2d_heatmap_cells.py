@@ -13,7 +13,7 @@ from mlinterp.errors import ExperimentError
 from mlinterp.subjects.token_sets import edits
 from mlinterp.subjects.token_sets.table import ContextTable
 from mlinterp.subjects.token_sets.vocabulary import Family
-from mlinterp.token_sets.counterfactual import Edit, changes, matched_rung
+from mlinterp.token_sets.counterfactual import Changes, Edit, changes, matched_rung
 from mlinterp.token_sets.effect_table import column_means
 from mlinterp.token_sets.effects import NOTHING, Effect, combined, difference, mean_effect
 from mlinterp.token_sets.lab import Lab
@@ -143,43 +143,107 @@ def observed_deltas(rows: Rows, grid: Grid, min_n: int) -> np.ndarray:
     return means[1:] - means[0]
 
 
-class Edited(NamedTuple):
-    """What putting contexts into every cell does to the latent.
+def edited_cells(lab: Lab, bases: ContextTable, grid: Grid, min_n: int, controls: int, spare: Sequence[str]) -> Cells:
+    """Put contexts into every cell and compare the model's latent; `controls` other pairs of families get the same treatment.
 
-    Attributes:
-        base, base_pre: the latent and its pre-activation on each context without both families, float64 `[n]`.
-        post, pre: changes from there, float64 `[n, n_cells]`; 0 in the first cell, NaN where a context breaks a hard constraint or the
-            domain has no such rung.
-    """
-
-    base: np.ndarray
-    base_pre: np.ndarray
-    post: np.ndarray
-    pre: np.ndarray
-
-
-def put_into_cells(lab: Lab, bases: ContextTable, grid: Grid) -> Edited:
-    """Strip both families from contexts, set every pair of rungs, and return what that changes.
-
-    Raises ExperimentError where every stripped context breaks a hard constraint.
+    Raises ExperimentError where every context without the two families breaks a hard constraint.
     """
     start = edits.strip_family(edits.strip_family(bases, grid.x.name), grid.y.name)
-    start = start.take(lab.admit(start))
-    if not len(start):
+    admitted = lab.admit(start)
+    if not admitted.any():
         raise ExperimentError(f"without {grid.x.name} and {grid.y.name}, every context breaks a hard constraint")
-    numbers = [
-        number for number, (x, y) in enumerate(grid.cells) if number and x in (0, *grid.x.levels) and y in (0, *grid.y.levels)
-    ]
-    made = changes(lab, start, [_into(grid, *grid.cells[number]) for number in numbers])
-    post, pre = (np.full((len(start), len(grid.cells)), np.nan) for _ in range(2))
+    start, bases = start.take(admitted), bases.take(admitted)
+    base = lab.activations(start)
+    post, pre = cell_changes(lab, bases, grid)
+    control = _control(lab, bases, grid, controls, spare)
+
+    def mean_of(change: np.ndarray, change_pre: np.ndarray, beside: np.ndarray | None) -> Response:
+        known = np.isfinite(change)
+        if known.sum() < min_n:
+            return Response(NOTHING._replace(n=int(known.sum())))
+        found = Response(mean_effect(change[known]), float(change_pre[known].mean()))
+        both = known if beside is None else known & np.isfinite(beside)
+        if beside is None or not both.any():
+            return found
+        return found._replace(control=float(beside[both].mean()), beyond=mean_effect(change[both] - beside[both]))
+
+    found = []
+    for number, (x, y) in enumerate(grid.cells):
+        known = np.isfinite(post[:, number])
+        own = mean_effect(base.post[known] + post[known, number]) if known.sum() >= min_n else NOTHING._replace(n=int(known.sum()))
+        mean_pre = None if own.value is None else float((base.pre[known] + pre[known, number]).mean())
+        beside = None if control is None or not number else control[:, number]
+        interaction = None
+        if x and y:
+            both, only_x, only_y, _ = grid.corners(x, y)
+            apart = [None if each is None else each[:, both] - each[:, only_x] - each[:, only_y] for each in (post, pre, control)]
+            interaction = mean_of(*apart)  # type: ignore[arg-type]
+        found.append(Cell(x, y, own, mean_pre, mean_of(post[:, number], pre[:, number], beside), interaction))
+    each, own_control = _of_each(post[:, 1:]), None if control is None else _of_each(np.where(np.isfinite(post), control, np.nan)[:, 1:])
+    overall = mean_of(each, _of_each(pre[:, 1:]), own_control)
+    return Cells(found, overall)
+
+
+def cell_changes(lab: Lab, bases: ContextTable, grid: Grid) -> tuple[np.ndarray, np.ndarray]:
+    """Return what every cell changes of the activation and of the pre-activation of contexts without both families.
+
+    float64 `[n, n_cells]` both; 0 in the first cell, NaN where a context breaks a hard constraint or the domain has no such rung.
+    """
+    numbers = _settable(grid)
+    post, pre = (np.full((len(bases), len(grid.cells)), np.nan) for _ in range(2))
     post[:, 0] = pre[:, 0] = 0.0
+    made = _changes(lab, bases, (grid.x, grid.y), [grid.cells[number] for number in numbers])
     post[:, numbers], pre[:, numbers] = made.post, made.pre
-    return Edited(made.before, lab.feature(start).pre, post, pre)
+    return post, pre
 
 
-def _into(grid: Grid, x: int, y: int) -> Edit:
-    def edit(table: ContextTable) -> ContextTable:
-        held = edits.set_rung(table, grid.x.name, x) if x else table
-        return edits.set_rung(held, grid.y.name, y) if y else held
+def _settable(grid: Grid) -> list[int]:
+    """Return the numbers of the cells that contexts can be put into: the first is left out, and rungs that the domain does not have."""
+    x_there, y_there = {0, *grid.x.levels}, {0, *grid.y.levels}
+    return [number for number, (x, y) in enumerate(grid.cells) if number and x in x_there and y in y_there]
 
-    return edit
+
+def _changes(lab: Lab, bases: ContextTable, families: tuple[Family, Family], rungs: Sequence[tuple[int, int]]) -> Changes:
+    start = bases
+    for family in families:
+        start = edits.strip_family(start, family.name)
+
+    def setting(pair: tuple[int, int]) -> Edit:
+        def edit(table: ContextTable) -> ContextTable:
+            for family, rung in zip(families, pair, strict=True):
+                table = edits.set_rung(table, family.name, rung) if rung else table
+            return table
+
+        return edit
+
+    return changes(lab, start, [setting(pair) for pair in rungs])
+
+
+def _control(lab: Lab, bases: ContextTable, grid: Grid, draws: int, spare: Sequence[str]) -> np.ndarray | None:
+    """Return the mean change by the same edits of `draws` other pairs of families of the same kinds, float64 `[n, n_cells]`.
+
+    Each rung is matched by the one at the same height of the other family's ladder. None where there is no such pair.
+    """
+    taken = {grid.x.name, grid.y.name, *spare}
+    free = [family for family in lab.vocabulary.families if family.name not in taken]
+    pairs = [(x, y) for x in free for y in free if x != y and x.kind == grid.x.kind and y.kind == grid.y.kind]
+    if not pairs or not draws:
+        return None
+    numbers, found = _settable(grid), []
+    for picked in sorted(lab.stream("controls", grid.x.name, grid.y.name).permutation(len(pairs))[:draws].tolist()):
+        x, y = pairs[picked]
+        cells = [grid.cells[number] for number in numbers]
+        rungs = [(_height(grid.x, x, at_x), _height(grid.y, y, at_y)) for at_x, at_y in cells]
+        post = np.full((len(bases), len(grid.cells)), np.nan)
+        post[:, 0], post[:, numbers] = 0.0, _changes(lab, bases, (x, y), rungs).post
+        found.append(post)
+    return column_means(np.stack(found).reshape(len(found), -1)).reshape(found[0].shape)
+
+
+def _height(family: Family, other: Family, rung: int) -> int:
+    return matched_rung(family.levels, other.levels, rung) if rung else 0
+
+
+def _of_each(changes_in_cells: np.ndarray) -> np.ndarray:
+    """Return each context's mean over its cells; NaN where it has none."""
+    return column_means(changes_in_cells.T)
