@@ -41,6 +41,7 @@ class _Kind(NamedTuple):
 
     shape: type
     read: Callable[[Any, str], Any]
+    metavar: str | None = None
 
 
 def _share(value: float, flag: str) -> float:  # noqa: ARG001 - the shape of every kind's reading
@@ -65,9 +66,9 @@ def _rungs(text: str, flag: str) -> list[int]:
 _TEXT = _Kind(str, lambda value, _: value)
 _WHOLE = _Kind(int, lambda value, _: value)
 _NUMBER = _Kind(float, lambda value, _: value)
-_SHARE = _Kind(float, _share)
-_NAMES = _Kind(str, _names)
-_RUNGS = _Kind(str, _rungs)
+_SHARE = _Kind(float, _share, "90|0.9")
+_NAMES = _Kind(str, _names, "NAME,NAME…")
+_RUNGS = _Kind(str, _rungs, "RUNG,RUNG…")
 _ON = _Kind(bool, lambda _value, _: True)
 _OFF = _Kind(bool, lambda _value, _: False)
 
@@ -238,7 +239,9 @@ def _add(app: typer.Typer, command: Command, experiment: Experiment, run: Run) -
     own = {
         f"flag_{index}": Annotated[
             flag.kind.shape | None,
-            typer.Option(*flag.names, help=_help(flag, fields), show_default=False, rich_help_panel="Variables"),
+            typer.Option(
+                *flag.names, metavar=flag.kind.metavar, help=_help(flag, fields), show_default=False, rich_help_panel="Variables"
+            ),
         ]
         for index, flag in enumerate(command.flags)
     }
@@ -287,8 +290,8 @@ def _only_subject(project: Project) -> str:
 def _help(flag: Flag, fields: Mapping[str, Any]) -> str:
     """Return a flag's help: what its field says; a switch says what it sets."""
     if flag.kind.shape is bool:
-        description = fields[flag.field].description or ""
-        return f"{'Not' if flag.kind is _OFF else 'Do'}: {description}".replace("[", "\\[")
+        said = "no" if flag.kind is _OFF else "yes"
+        return f"{flag.field}: {said} ({(fields[flag.field].description or '').rstrip('.')})".replace("[", "\\[")
     return option_help(fields[flag.field], None if flag.default is None else str(flag.default))
 
 
@@ -296,7 +299,10 @@ def _dry_run(spec: Spec, project: Project, form: Format | None) -> None:
     from mlinterp.validation import check_spec
 
     checked = check_spec(spec, project)
-    show_lines([spec.model_dump_json(indent=2, exclude_defaults=True) if form == "json" else checked.line()])
+    if form == "json":
+        sys.stdout.write(spec.model_dump_json(indent=2, exclude_defaults=True) + "\n")
+    else:
+        show_lines([checked.line()])
 
 
 def _tell(summary: RunSummary, form: Format | None, folder: Path | None) -> None:

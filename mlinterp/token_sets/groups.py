@@ -100,6 +100,11 @@ class ObservedGroups:
         """The activations whose floor matters."""
         return self.rows.post
 
+    @property
+    def n_contexts(self) -> int:
+        """How many contexts are compared."""
+        return len(self.rows)
+
     @cached_property
     def groups(self) -> np.ndarray:
         """Numbers of the groups that there are contexts of."""
@@ -164,6 +169,11 @@ class SwappedGroups:
     def floor(self) -> np.ndarray:
         """The activations whose floor matters."""
         return self.made.before
+
+    @property
+    def n_contexts(self) -> int:
+        """How many contexts were put into every group."""
+        return len(self.own)
 
     def _from_global(self, partition: Partition, number: int, changed: np.ndarray) -> np.ndarray:
         """Return each context in a part minus the mean of it in all groups, float64 `[n]`."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mlinterp.errors import ExperimentError, SpecError, unknown
+from mlinterp.result import ExperimentResult
 from mlinterp.sae.files.checkpoint import load_sae
 from mlinterp.sae.files.provenance import require_subject
 from mlinterp.subjects.token_sets.constraints import Constraint
@@ -37,6 +39,17 @@ def reader_of(context: Context) -> LatentReader:
         problem = f"the SAE is a {sae.config.kind} of {sae.config.site or 'no stated hook point'}"
         raise SpecError(problem, field="inputs.sae", allowed=f"an SAE of one of {', '.join(subject.sites)}")
     return LatentReader(subject, sae)
+
+
+def conduct(context: Context, measure: Callable[[Lab, Any], ExperimentResult]) -> ExperimentResult:
+    """Open the lab, measure, and say of every row of every table whether it was observed or intervened: tables travel without their run."""
+    result = measure(open_lab(context), context.variables)
+    for table in result.tables.values():
+        if "mode" not in table.columns:
+            table.columns.append("mode")
+            for row in table.rows:
+                row["mode"] = result.mode
+    return result
 
 
 def open_lab(context: Context) -> Lab:
@@ -78,7 +91,8 @@ def choose(reader: LatentReader, package: DataPackage, feature_id: int | None, c
     known = package.concepts(table)
     if concept not in known:
         raise unknown("variables.feature", concept, known, what="concept of the data package")
-    correlation = _correlations(reader.everything(table), known[concept])
+    told = np.isfinite(known[concept])  # a concept need not be defined on every context
+    correlation = _correlations(reader.everything(table)[told], known[concept][told])
     if not np.isfinite(correlation).any():
         raise ExperimentError(f"no latent varies together with '{concept}' on {len(table)} contexts of the train split")
     best = int(np.nanargmax(correlation))

@@ -129,7 +129,7 @@ def test_a_condition_keeps_the_contexts_with_it_and_leaves_it_out_of_the_sets(co
 
 def test_the_middle_band_leaves_out_the_lowest_contexts() -> None:
     result = measure(observed_lab(P5, ABC), variables(baseline="band"))
-    assert brief(result)["a + b"] == (1.0, 0.2, 5.0, 2)  # contexts 3 to 7 of 10, ascending: b, c, ab, a, bc without the silent ends
+    assert brief(result)["a + b"] == (1.0, 0.2, 5.0, 2)  # those of activation 3 to 7: c, ab, a, bc, ac
 
 
 def test_support_that_rounds_to_no_context_still_asks_for_one() -> None:
@@ -160,7 +160,7 @@ def test_a_set_too_rare_everywhere_gives_an_empty_table() -> None:
 
 
 def test_the_largest_lift_is_judged_as_chosen_from_all() -> None:
-    rows = [(float(value), ["a", "b"] if value % 3 == 0 or value > 90 else ["a", "c"]) for value in range(100)]
+    rows = [(float(value), ["a", "b"] if value % 3 == 0 or value > 94 else ["a", "c"]) for value in range(100)]
     result = measure(observed_lab(rows, ABC), variables(high_activation_pct=10.0, min_support=0.05))
     judged = result.estimates["aggregates/max_lift"]
     table = {row["tokens"]: row for row in result.tables["itemsets"].rows}

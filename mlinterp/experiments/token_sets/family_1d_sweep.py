@@ -22,9 +22,9 @@ class FamilySweepVariables(ModedVariables):
 def run(context: Context) -> ExperimentResult:
     """Compare contexts at each rung with contexts without the family, or set each rung in contexts and run the model on both."""
     from mlinterp.experiments.token_sets.family_1d_sweep_measure import measure
-    from mlinterp.token_sets.opening import open_lab
+    from mlinterp.token_sets.opening import conduct
 
-    return measure(open_lab(context), context.variables)
+    return conduct(context, measure)
 
 
 EXPERIMENT = Experiment(

@@ -102,10 +102,20 @@ class Cell(NamedTuple):
 
 
 class Cells(NamedTuple):
-    """Every cell of a grid in its order, and the difference from neither family taken over all cells, with its control's mean."""
+    """Every cell of a grid in its order, and all of them together.
+
+    Attributes:
+        cells: the cells.
+        overall: the mean difference from the cell of neither family.
+        spread: sample standard deviation of these differences: of the cells' means, each as often as it has contexts, where contexts were
+            observed; of every context's own changes where they were edited.
+        compared: the activations that differences start from, or all that were observed, float64 `[n]`: what the floor is checked on.
+    """
 
     cells: list[Cell]
     overall: Response
+    spread: float | None
+    compared: np.ndarray
 
 
 def observed_cells(rows: Rows, grid: Grid, min_n: int) -> Cells:
@@ -130,7 +140,9 @@ def observed_cells(rows: Rows, grid: Grid, min_n: int) -> Cells:
         found.append(Cell(x, y, own, None if own.value is None else float(rows.pre[there].mean()), delta, interaction))
     measured = np.isin(at, [number for number, cell in enumerate(found) if number and cell.own.value is not None])
     overall = difference(rows.post[measured], rows.post[members[0]]) if found[0].own.value is not None and measured.any() else NOTHING
-    return Cells(found, Response(overall))
+    deltas = [(cell.delta.effect.value, cell.own.n) for cell in found[1:] if cell.delta.effect.value is not None]
+    each = np.repeat([value for value, _ in deltas], [n for _, n in deltas])
+    return Cells(found, Response(overall), _spread(each), rows.post)
 
 
 def observed_deltas(rows: Rows, grid: Grid, min_n: int) -> np.ndarray:
@@ -181,7 +193,7 @@ def edited_cells(lab: Lab, bases: ContextTable, grid: Grid, min_n: int, controls
         found.append(Cell(x, y, own, mean_pre, mean_of(post[:, number], pre[:, number], beside), interaction))
     each, own_control = _of_each(post[:, 1:]), None if control is None else _of_each(np.where(np.isfinite(post), control, np.nan)[:, 1:])
     overall = mean_of(each, _of_each(pre[:, 1:]), own_control)
-    return Cells(found, overall)
+    return Cells(found, overall, _spread(post[:, 1:][np.isfinite(post[:, 1:])]), base.post)
 
 
 def cell_changes(lab: Lab, bases: ContextTable, grid: Grid) -> tuple[np.ndarray, np.ndarray]:
@@ -242,6 +254,10 @@ def _control(lab: Lab, bases: ContextTable, grid: Grid, draws: int, spare: Seque
 
 def _height(family: Family, other: Family, rung: int) -> int:
     return matched_rung(family.levels, other.levels, rung) if rung else 0
+
+
+def _spread(values: np.ndarray) -> float | None:
+    return float(values.std(ddof=1)) if len(values) > 1 else None
 
 
 def _of_each(changes_in_cells: np.ndarray) -> np.ndarray:

@@ -41,14 +41,14 @@ def measure(lab: Lab, variables: HeatmapVariables) -> ExperimentResult:
         if found.cells[0].own.value is None:
             missing = f"{found.cells[0].own.n} contexts without {grid.x.name} and {grid.y.name} (min_n is {variables.min_n})"
             lab.warn(f"{missing}: there is nothing to compare with")
-        result = lab.result("observational", rows.post)
+        result = lab.result("observational", found.compared)
     else:
         _warn_of_missing_rungs(lab, grid)
         spare = [lab.vocabulary.parse(token)[0] for token in variables.stable_tokens]
         found = edited_cells(lab, _bases(lab, variables), grid, variables.min_n, variables.controls, spare)
         if all(cell.delta.beyond is None for cell in found.cells):
             lab.warn("there is no control: no other pair of families of the kinds was edited")
-        result = lab.result("interventional", found.base)
+        result = lab.result("interventional", found.compared)
     _tables(result, lab, grid, found.cells, variables.min_n)
     _sum_up(result, grid, found)
     _say_interactions(result, found.cells)
@@ -118,11 +118,15 @@ def _tables(result: ExperimentResult, lab: Lab, grid: Grid, cells: list[Cell], m
     result.add_table("heatmap", heatmap, _columns(heatmap), f"The activation of {how}, {against}.")
     about = "Difference of differences, (x, y) - (x, 0) - (0, y) + (0, 0): what both do beyond the sum of what each does alone"
     result.add_table("interactions", interactions, _columns(interactions), f"{about}, of {how}.")
-    title = f"Latent {lab.latent} by {grid.x.name} and {grid.y.name} ({result.mode})"
-    labels = {"x_label": f"rung of {grid.x.name} (0: absent)", "y_label": f"rung of {grid.y.name} (0: absent)"}
-    for table, column, text in (("heatmap", "mean_activation", "mean activation"), ("interactions", "interaction", "interaction")):
-        figure = Figure(name=table, table=table, kind="heatmap", x=names[0], series=names[1], y=[column], title=f"{title}: {text}", **labels)
-        result.figures.append(figure)
+    both = f"{grid.x.name} and {grid.y.name}"
+    for table, column, title in (
+        ("heatmap", "mean_activation", f"Latent {lab.latent} by {both} ({result.mode})"),
+        ("interactions", "interaction", f"Interaction of {both} on latent {lab.latent} ({result.mode})"),
+    ):
+        labels = {"x_label": f"rung of {grid.x.name}", "y_label": f"rung of {grid.y.name}"}
+        result.figures.append(
+            Figure(name=table, table=table, kind="heatmap", x=names[0], series=names[1], y=[column], title=title, **labels)
+        )
 
 
 def _own_columns(cell: Cell) -> dict[str, Any]:
@@ -142,7 +146,7 @@ def _sum_up(result: ExperimentResult, grid: Grid, found: Cells) -> None:
     aggregates, first = result.aggregates, found.cells[0]
     aggregates.base_activation_mean, aggregates.base_activation_std = first.own.value, first.own.std
     aggregates.n_conditions = sum(cell.own.n > 0 for cell in found.cells)
-    aggregates.n_samples = len(found.base) if result.mode == "interventional" else sum(cell.own.n for cell in found.cells)
+    aggregates.n_samples = len(found.compared) if result.mode == "interventional" else sum(cell.own.n for cell in found.cells)
     with_mean = [cell for cell in found.cells if cell.own.value is not None]
     if with_mean:
         peak = max(with_mean, key=lambda cell: cell.own.value or 0.0)
@@ -152,36 +156,33 @@ def _sum_up(result: ExperimentResult, grid: Grid, found: Cells) -> None:
         return
     values = np.array([cell.delta.effect.value for cell in changed], dtype=np.float64)
     aggregates.max_delta, aggregates.min_delta, aggregates.median_delta = float(values.max()), float(values.min()), float(np.median(values))
-    each = np.repeat(values, [cell.own.n for cell in changed])
-    aggregates.mean_delta = found.overall.effect.value
-    aggregates.std_delta = float(each.std(ddof=1)) if len(each) > 1 else None
+    aggregates.mean_delta, aggregates.std_delta = found.overall.effect.value, found.spread
     nothing = f"no {grid.x.name} and no {grid.y.name}"
-    _judge_beside(result, "aggregates/mean_delta", found.overall, nothing, "effect")
+    _judge_beside(result, "aggregates/mean_delta", found.overall, nothing, ("effect/control_delta", "effect/adjusted_delta"))
     judge(result, "aggregates/max_delta", changed[int(values.argmax())].delta.effect, nothing, of=len(changed))
 
 
 def _say_interactions(result: ExperimentResult, cells: list[Cell]) -> None:
-    """Record the interaction of the corner furthest from neither family that has one, and the largest of all."""
+    """Record the interaction in the far corner (of the cells that have one, the highest rung of x, then of y), and the largest of all."""
     known = [(cell, cell.interaction) for cell in cells if cell.interaction is not None and cell.interaction.effect.value is not None]
     if not known:
         return
     corner, response = known[-1]
     result.aggregates.custom |= {"corner_x": corner.x, "corner_y": corner.y}
     result.metrics |= {"interaction/corner": response.effect.value or 0.0, "interaction/corner_pre": response.pre or 0.0}
-    _judge_beside(result, "interaction/corner", response, "effects that add up", "interaction/corner")
+    beside = ("interaction/corner_control", "interaction/corner_adjusted")
+    _judge_beside(result, "interaction/corner", response, "effects that add up", beside)
     largest = max((each for _, each in known), key=lambda each: abs(each.effect.value or 0.0))
     result.metrics["interaction/largest"] = largest.effect.value or 0.0
     judge(result, "interaction/largest", largest.effect, "effects that add up", of=len(known))
 
 
-def _judge_beside(result: ExperimentResult, name: str, response: Response, nothing: str, prefix: str) -> None:
-    """Judge an effect against zero, or where there is a control against that, and record how far it lies beyond the control."""
+def _judge_beside(result: ExperimentResult, name: str, response: Response, nothing: str, beside: tuple[str, str]) -> None:
+    """Judge an effect: against `nothing`, or where there is a control against that; `beside` names the control and the effect beyond it."""
     if response.beyond is None or response.control is None:
         judge(result, name, response.effect, nothing)
         return
-    same = "the same edits of other families"
+    same, (control, adjusted) = "the same edits of other families", beside
     judge(result, name, response.effect, same, response.control)
-    control, adjusted = ("control_delta", "adjusted_delta") if prefix == "effect" else ("control", "adjusted")
-    joint = "/" if prefix == "effect" else "_"
-    result.metrics |= {f"{prefix}{joint}{control}": response.control, f"{prefix}{joint}{adjusted}": response.beyond.value or 0.0}
-    judge(result, f"{prefix}{joint}{adjusted}", response.beyond, same)
+    result.metrics |= {control: response.control, adjusted: response.beyond.value or 0.0}
+    judge(result, adjusted, response.beyond, same)

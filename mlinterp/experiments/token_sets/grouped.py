@@ -20,5 +20,8 @@ class GroupVariables(LatentVariables):
     )
     n_contexts: int = Field(200, ge=2, le=1_000_000, description="interventional: observed contexts that are put into every group")
     min_examples: int = Field(
-        10, ge=1, validation_alias=AliasChoices("min_examples", "min_n"), description="contexts that a mean needs; with fewer it is left out"
+        10,
+        ge=1,
+        validation_alias=AliasChoices("min_examples", "min_n"),
+        description="contexts that a mean needs; with fewer it is left out",
     )

@@ -61,8 +61,8 @@ class DataPackage(ABC):
         raise SpecError(f"data package '{self.name}' has no targets to train on", field="subject")
 
     def concepts(self, table: ContextTable) -> Mapping[str, np.ndarray]:
-        """Return what is known to be true of each context, by name: float64 `[n]` each. A latent can be looked up by the concept that
-        it stands for, and a run scored against it.
+        """Return what is known to be true of each context, by name: float64 `[n]` each, NaN where it is undefined. A latent can be looked
+        up by the concept that it stands for, and a run scored against it.
         """
         return {}
 

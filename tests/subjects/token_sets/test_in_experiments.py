@@ -76,7 +76,7 @@ def test_a_fit_scores_contexts_with_an_interval(done):
 def test_a_trace_and_a_stream_of_it_fit_saes_on_one_row_a_context(done):
     assert done["trace"].result.metrics["trace/n_states"] == 200
     assert done["sae"].result.metrics["sae/fvu"] < 0.5
-    assert done["streamed"].result.metrics["stream/rows"] + done["streamed"].result.diagnostics.n_contexts_tested >= 200
+    assert done["streamed"].result.metrics["stream/rows"] > 100
     assert done["streamed"].result.metrics["sae/fvu"] < 0.5
 
 

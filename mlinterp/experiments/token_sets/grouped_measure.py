@@ -1,0 +1,48 @@
+"""What the arithmetic of the types shares that compare groups of contexts: the table of what was measured of each, and its picture."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mlinterp.result import ExperimentResult, Figure
+from mlinterp.token_sets.lab import Lab
+from mlinterp.token_sets.telling import adjust, flag_artefacts
+
+HOW = {
+    "observational": "The activation by {by}, and how far it lies from the mean of all contexts. Groups differ in more than that.",
+    "interventional": "The same contexts put into the groups by {by}: how far the activation lies from the mean over all groups; "
+    "swap_delta: what the change from their own group does; control_delta: what the change to any other group does to them.",
+}
+"""What a table of groups shows, by mode."""
+
+
+def class_of(lab: Lab) -> str | None:
+    """Return the attribute that says what class a group is of: `class` where there is one, else the first; None without attributes."""
+    names = lab.package.attributes
+    return "class" if "class" in names else names[0] if names else None
+
+
+def add_parts(result: ExperimentResult, lab: Lab, name: str, rows: list[dict[str, Any]], by: str, shown: int) -> None:
+    """Add a table of groups, ranked, and its picture. P values are adjusted for all rows, of which the first `shown` are kept.
+
+    The bars stand by the table's first column.
+    """
+    if not rows:
+        return
+    adjust(rows)
+    flag_artefacts(lab, rows, "delta_from_global", "pre_delta")
+    result.add_table(name, rows[:shown], description=HOW[result.mode].format(by=by))
+    result.figures.append(
+        Figure(
+            name=name,
+            table=name,
+            kind="bar",
+            x=next(iter(rows[0])),
+            y=["delta_from_global"],
+            low="low",
+            high="high",
+            title=f"Latent {lab.latent} by {by} ({result.mode})",
+            x_label=by,
+            y_label="activation minus the mean of all",
+        )
+    )
