@@ -133,10 +133,24 @@ def nearest(value: str, allowed: Iterable[str]) -> str | None:
 def unknown(field: str, value: str, allowed: Iterable[str], *, what: str = "name") -> SpecError:
     """Build the SpecError for a name that is not among the allowed ones."""
     names = [str(name) for name in allowed]
-    shown = ", ".join(names[:20]) + (", …" if len(names) > 20 else "")
     return SpecError(
         f"unknown {what} '{value}'",
         field=field,
-        allowed=f"allowed: {shown}" if names else "none is defined",
+        allowed=f"allowed: {listed(names)}" if names else "none is defined",
         nearest=nearest(value, names),
     )
+
+
+def listed(names: Sequence[str], width: int = 120) -> str:
+    """Return names with commas between, no more than fit into so many characters: the nearest one comes last, and must not be cut off.
+
+    >>> listed(["power", "speed", "shield"], width=14)
+    'power, speed, …'
+    """
+    shown, room = [], width
+    for name in names:
+        room -= len(name) + 2
+        if room < 0 and shown:
+            break
+        shown.append(name)
+    return ", ".join(shown) + (", …" if len(shown) < len(names) else "")

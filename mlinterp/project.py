@@ -91,6 +91,10 @@ class Project(Frozen):
         found: dict[str, str] = self.subject_config(name).get("inputs", {})
         return found
 
+    def token_set_subjects(self) -> list[str]:
+        """Return the names of the subjects whose input is a set of tokens, in their order."""
+        return [name for name, config in self._configs.items() if getattr(config, "kind", None) == "token_set"]
+
     def data_package(self, name: str) -> DataPackage:
         """Return a token-set subject's data package, without its model. Raises SpecError for a subject of another kind."""
         from mlinterp.subjects.token_sets.config import TokenSetConfig
@@ -99,8 +103,7 @@ class Project(Frozen):
         config = self._config(name)
         if not isinstance(config, TokenSetConfig):
             kind = getattr(config, "kind", "other")
-            token_sets = [other for other, there in self._configs.items() if isinstance(there, TokenSetConfig)]
-            allowed = f"subjects of kind token_set: {', '.join(token_sets) or 'none'}"
+            allowed = f"subjects of kind token_set: {', '.join(self.token_set_subjects()) or 'none'}"
             raise SpecError(f"'{name}' is a {kind} subject, and this type is about token sets", field="subject", allowed=allowed)
         try:
             return load_package(name, config, self.root)

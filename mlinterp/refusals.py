@@ -17,7 +17,7 @@ from typing import Any
 from pydantic import AliasChoices, BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from mlinterp.errors import SpecError, nearest
+from mlinterp.errors import SpecError, listed, nearest
 from mlinterp.spec import HypothesisId, Name, Reference
 
 _KINDS = {
@@ -327,7 +327,7 @@ def _must(located: _Located) -> str | None:
 
 
 def _listed(names: list[str]) -> str:
-    return "allowed: " + (", ".join(names[:12]) + (", …" if len(names) > 12 else "") if names else "none")
+    return "allowed: " + (listed(names) if names else "none")
 
 
 def _either(words: Iterable[str]) -> str:

@@ -72,7 +72,7 @@ class Figure(_Part):
     log_x: bool = False
     log_y: bool = False
     reference: float | None = None
-    """A horizontal line to compare with: a control, a chance level."""
+    """A line to compare with, upright in a histogram: a control, a chance level."""
 
 
 class Estimate(_Part):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -21,6 +21,9 @@ from mlinterp.io.text import visible
 from mlinterp.project import Project
 from mlinterp.refusals import aliases, describe
 from mlinterp.spec import Spec, Step
+
+if TYPE_CHECKING:
+    from mlinterp.subjects.token_sets.vocabulary import Vocabulary
 
 _CHAIN = ("subject", "trace", "sae")
 """What a study makes on its way, each from the ones before."""
@@ -83,12 +86,26 @@ def _filled(experiment: Experiment, project: Project | None) -> dict[str, Any]:
     """Return a type's example with a subject that the project has and the inputs that the type needs."""
     data = {key: value for key, value in experiment.example.items() if key != "type"}
     if "subject" in data and project is not None and project.subjects and data["subject"] not in project.subjects:
-        data["subject"] = next(iter(project.subjects))
+        of_token_sets = project.token_set_subjects() if experiment.check_domain is not None else []
+        data["subject"] = next(iter(of_token_sets or project.subjects))
+        if of_token_sets:
+            data = _in_words_of(project.data_package(data["subject"]).vocabulary, data)
     needed = {role: "latest" for role, required in experiment.inputs.items() if required}
     if needed:
         data["inputs"] = {**needed, **data.get("inputs", {})}
     order = [key for key in ("subject", "feature_id", "hypothesis", "inputs") if key in data]
     return {key: data[key] for key in [*order, *(key for key in data if key not in order)]}
+
+
+def _in_words_of(vocabulary: Vocabulary, example: Any) -> Any:
+    """Return an example with families and a token of a domain in the places of FAMILY, FAMILY2 and TOKEN."""
+    if isinstance(example, Mapping):
+        return {key: _in_words_of(vocabulary, value) for key, value in example.items()}
+    if isinstance(example, list):
+        return [_in_words_of(vocabulary, value) for value in example]
+    first, second = (family.name for family in (*vocabulary.families, *vocabulary.families)[:2])
+    words = {"FAMILY": first, "FAMILY2": second, "TOKEN": vocabulary.tokens[-1]}
+    return words.get(example, example) if isinstance(example, str) else example
 
 
 def _evidence(project: Project | None) -> Iterator[str]:

@@ -180,7 +180,7 @@ COMMANDS = (
 def _subjects() -> list[str]:
     """Return what may be completed: the token-set subjects of the project around the working folder."""
     try:
-        return token_set_subjects(choose_project(None))
+        return choose_project(None).token_set_subjects()
     except SpecError:
         return []
 
@@ -222,8 +222,7 @@ _NOT_IN_SPECS = ("project", "format", "output_dir", "dry_run", "again", "quiet")
 def add_token_set_commands(app: typer.Typer, run: Run) -> None:
     """Add the subcommands to the app."""
     for command in COMMANDS:
-        if command.type in catalog.experiments():
-            _add(app, command, catalog.find(command.type), run)
+        _add(app, command, catalog.find(command.type), run)
 
 
 def _add(app: typer.Typer, command: Command, experiment: Experiment, run: Run) -> None:
@@ -239,9 +238,7 @@ def _add(app: typer.Typer, command: Command, experiment: Experiment, run: Run) -
     own = {
         f"flag_{index}": Annotated[
             flag.kind.shape | None,
-            typer.Option(
-                *flag.names, metavar=flag.kind.metavar, help=_help(flag, fields), show_default=False, rich_help_panel="Variables"
-            ),
+            typer.Option(*flag.names, metavar=flag.kind.metavar, help=_help(flag, fields), show_default=False, rich_help_panel="Variables"),
         ]
         for index, flag in enumerate(command.flags)
     }
@@ -274,13 +271,8 @@ def spec_of(command: Command, given: Mapping[str, Any], project: Project) -> Spe
     return build_spec(catalog.find(command.type), {**nothing, **envelope, **{f"variable_{name}": v for name, v in variables.items()}})
 
 
-def token_set_subjects(project: Project) -> list[str]:
-    """Return the names of a project's token-set subjects, in its order."""
-    return [name for name in project.subjects if project.subject_config(name)["kind"] == "token_set"]
-
-
 def _only_subject(project: Project) -> str:
-    names = token_set_subjects(project)
+    names = project.token_set_subjects()
     if DEFAULT_SUBJECT in names or len(names) == 1:
         return DEFAULT_SUBJECT if DEFAULT_SUBJECT in names else names[0]
     allowed = f"name one: {', '.join(names)}" if names else "expected a subject of kind token_set in project.yaml"

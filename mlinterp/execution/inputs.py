@@ -43,23 +43,23 @@ def with_defaults(spec: Spec, project: Project) -> Spec:
     refused when it is looked at.
     """
     if spec.is_study:
-        steps = [step.model_copy(update={"inputs": _defaults(spec.step_spec(step), project) | step.inputs}) for step in spec.steps]
-        return spec.model_copy(update={"steps": steps})
-    return spec.model_copy(update={"inputs": _defaults(spec, project) | spec.inputs})
+        given = {step.name: _defaults(step.type, step.subject or spec.subject, project) for step in spec.steps}
+        return spec.model_copy(update={"steps": [step.model_copy(update={"inputs": given[step.name] | step.inputs}) for step in spec.steps]})
+    return spec.model_copy(update={"inputs": _defaults(spec.type, spec.subject, project) | spec.inputs})
 
 
-def _defaults(spec: Spec, project: Project) -> dict[str, str]:
-    """Return the inputs that a spec's subject gives for the roles which its type takes."""
-    if spec.subject not in project.subjects or spec.type not in catalog.names():
+def _defaults(type_name: str, subject: str | None, project: Project) -> dict[str, str]:
+    """Return the inputs that a subject gives for the roles which a type takes."""
+    if subject not in project.subjects or type_name not in catalog.names():
         return {}
-    experiment = catalog.find(spec.type)
+    experiment = catalog.find(type_name)
     if experiment.check_domain is None:
         return {}
-    given = {role: reference for role, reference in project.default_inputs(spec.subject).items() if role in experiment.inputs}
+    given = {role: reference for role, reference in project.default_inputs(subject).items() if role in experiment.inputs}
     try:
-        return Spec.model_validate({"type": spec.type, "inputs": given}).inputs
+        return Spec.model_validate({"type": experiment.type, "inputs": given}).inputs
     except ValidationError as error:
-        raise from_validation(error, prefix=f"subjects.{spec.subject}", model=Spec) from None
+        raise from_validation(error, prefix=f"subjects.{subject}", model=Spec) from None
 
 
 def check_domain(spec: Spec, experiment: Experiment, project: Project) -> None:

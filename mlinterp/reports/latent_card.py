@@ -147,6 +147,7 @@ class Dashboard:
         evaluations: names of the evaluations that rows come from, such as `step 7 · cycle 2`; one empty name for feed-forward subjects.
         grid: how tokens lie, None where texts are sequences.
         tokens_are: whether shares of tokens are about the token that goes in or the right `answer`.
+        sets: whether texts are sets of tokens, each shown and counted as a whole.
         logits: which approximation the effects on logits are, or why there are none.
         has_logits: whether there are any.
         n_rows: rows looked at.
@@ -165,3 +166,4 @@ class Dashboard:
     facts: tuple[tuple[str, str], ...] = field(default=())
     grid: Grid | None = None
     tokens_are: str = "token"
+    sets: bool = False

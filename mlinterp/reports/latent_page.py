@@ -60,6 +60,7 @@ def latent_data(dashboard: Dashboard) -> dict[str, Any]:
         "evaluations": [_plain(name) for name in dashboard.evaluations],
         "grid": dashboard.grid,
         "tokensAre": dashboard.tokens_are,
+        "sets": dashboard.sets,
         "logits": _plain(dashboard.logits),
         "hasLogits": dashboard.has_logits,
         "vocabulary": [token_text(dashboard.vocabulary[token]) for token in order],

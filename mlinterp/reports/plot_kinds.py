@@ -125,8 +125,8 @@ def draw_histogram(axes: Axes, figure: Figure, table: ResultTable) -> list[str]:
     else:
         look.number_ticks(axes.yaxis, np.zeros(1))
     axes.grid(visible=False, axis="x")
-    _reference(axes, figure, entries, lying=False)
-    look.legend(axes, entries if len(entries) > 1 else [])
+    _reference(axes, figure, entries, lying=True)
+    look.legend(axes, [entry for entry in entries if entry[1]] if len(entries) > 1 else [])
     axes.set_xlabel(look.text(figure.x_label or figure.x, 90))
     axes.set_ylabel(look.side_label(figure.y_label or "count"))
     return remarks.lines

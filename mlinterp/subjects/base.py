@@ -135,6 +135,7 @@ class Subject(ABC):
         special_tokens: tokens that stand for no text but for its beginning or end, or for nothing.
         vocab: number of output classes.
         grid: how an example's tokens lie, None for sequences.
+        is_set: whether an example's tokens are a set, whose one row is about all of them together.
     """
 
     name: str
@@ -145,6 +146,7 @@ class Subject(ABC):
     special_tokens: frozenset[int] = frozenset()
     vocab: int
     grid: Grid | None = None
+    is_set: bool = False
 
     @property
     @abstractmethod

@@ -22,7 +22,7 @@ class Changes:
 
     Attributes:
         before: the latent on each context that the edits start from, float64 `[n]`.
-        post: change of the activation, float64 `[n, n_edits]`; NaN where the edited context breaks a hard constraint.
+        post: change of the activation, float64 `[n, n_edits]`; NaN where the context or the edited one breaks a hard constraint.
         pre: change of the pre-activation, likewise.
     """
 
@@ -31,19 +31,26 @@ class Changes:
     pre: np.ndarray
 
 
-def changes(lab: Lab, start: ContextTable, wanted: Sequence[Edit]) -> Changes:
-    """Make each edit in each context that admits it, all in one batch, and return what changed."""
+def changes(lab: Lab, start: ContextTable, wanted: Sequence[Edit], where: np.ndarray | None = None) -> Changes:
+    """Make each edit in each context that admits it, all in one batch, and return what changed.
+
+    `where`, bool `[n, n_edits]`: in which contexts an edit is wanted at all; the change is NaN in the others.
+    """
     allowed = lab.admit(start)
-    tables = [edit(start) for edit in wanted]
-    admitted = [lab.admit(table) & allowed for table in tables]
-    kept = [table.take(mask) for table, mask in zip(tables, admitted, strict=True)]
+    kept, admitted = [], []
+    for column, edit in enumerate(wanted):
+        rows = np.flatnonzero(allowed if where is None else allowed & where[:, column])
+        table = edit(start).take(rows)
+        passed = lab.admit(table)
+        kept.append(table.take(passed))
+        admitted.append(rows[passed])
     everything = lab.activations(ContextTable.stack([start, *kept]))
     base = everything.take(slice(len(start)))
     post, pre = (np.full((len(start), len(wanted)), np.nan) for _ in range(2))
     at = len(start)
-    for column, mask in enumerate(admitted):
-        found = everything.take(slice(at, at := at + int(mask.sum())))
-        post[mask, column], pre[mask, column] = found.post - base.post[mask], found.pre - base.pre[mask]
+    for column, rows in enumerate(admitted):
+        found = everything.take(slice(at, at := at + len(rows)))
+        post[rows, column], pre[rows, column] = found.post - base.post[rows], found.pre - base.pre[rows]
     return Changes(base.post, post, pre)
 
 

@@ -10,7 +10,6 @@ import numpy as np
 from mlinterp.result import Mode
 from mlinterp.token_sets.slicing import Rows
 
-
 Effects = Callable[[np.ndarray], np.ndarray]
 """Effects as some units give them: their numbers, int64, to float64 `[n_labels]`; NaN where undefined."""
 
@@ -52,6 +51,7 @@ def observed(labels: Sequence[str], rows: Rows, effects_of: Callable[[Rows], np.
     def null(stream: np.random.Generator) -> Effects:
         return effects_in(rows.with_post(stream.permutation(rows.post)))
 
+    _ = rows.table.levels  # from here on, contexts that are taken from the table bring their levels along
     return EffectTable(tuple(labels), len(rows), "observational", effects_in(rows), null)
 
 

@@ -132,4 +132,5 @@ def standardised(values: np.ndarray, others: np.ndarray) -> float | None:
     if n < 2 or m < 1:
         return None
     spread = float(np.sqrt((n * values.var(ddof=1) + m * others.var()) / (n + m)))
-    return float(values.mean() - others.mean()) / spread if spread > 0 else None
+    gap = float(values.mean() - others.mean())
+    return gap / spread if spread > 1e-12 * abs(gap) else None

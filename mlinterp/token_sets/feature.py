@@ -126,6 +126,16 @@ class LatentReader:
         found = self.feature(feature_id)(contexts)
         return found.pre if pre else found.post
 
+    def direction(self, feature_id: int) -> np.ndarray:
+        """Return what one unit of a latent adds at its site, float64 `[d]`: a decoder row of the SAE, or the neuron's own axis."""
+        self.feature(feature_id)
+        if self.sae is None:
+            axis = np.zeros(self.n_latents)
+            axis[feature_id] = 1.0
+            return axis
+        found: np.ndarray = self.sae.directions([feature_id])[0].detach().double().numpy()
+        return found
+
     def everything(self, contexts: ContextTable) -> np.ndarray:
         """Return every latent on contexts, float32 `[n, n_latents]`."""
         import torch

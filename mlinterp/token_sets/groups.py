@@ -96,14 +96,9 @@ class ObservedGroups:
     rows: Rows
 
     @property
-    def floor(self) -> np.ndarray:
-        """The activations whose floor matters."""
+    def base(self) -> np.ndarray:
+        """The latent on each context before anything is done to it, float64 `[n]`."""
         return self.rows.post
-
-    @property
-    def n_contexts(self) -> int:
-        """How many contexts are compared."""
-        return len(self.rows)
 
     @cached_property
     def groups(self) -> np.ndarray:
@@ -143,10 +138,10 @@ class ObservedGroups:
 
 
 def _from_all(values: np.ndarray, there: np.ndarray) -> Effect:
-    """Return the mean of some values minus the mean of all: the share of the others times what lies between the two, so Welch's interval."""
-    gap, others = difference(values[there], values[~there]), 1 - there.mean()
-    scaled = {name: None if (old := getattr(gap, name)) is None else old * others for name in ("value", "std_error", "low", "high")}
-    return gap._replace(**scaled)
+    """Return the mean of some values minus that of all: what lies between them and the others (Welch), times the others' share."""
+    gap, others = difference(values[there], values[~there]), float(1 - there.mean())
+    value, error, low, high = (None if part is None else part * others for part in (gap.value, gap.std_error, gap.low, gap.high))
+    return gap._replace(value=value, std_error=error, low=low, high=high)
 
 
 @dataclass(frozen=True)
@@ -166,14 +161,9 @@ class SwappedGroups:
     empty: np.ndarray
 
     @property
-    def floor(self) -> np.ndarray:
-        """The activations whose floor matters."""
+    def base(self) -> np.ndarray:
+        """The latent on each context before anything is done to it, float64 `[n]`."""
         return self.made.before
-
-    @property
-    def n_contexts(self) -> int:
-        """How many contexts were put into every group."""
-        return len(self.own)
 
     def _from_global(self, partition: Partition, number: int, changed: np.ndarray) -> np.ndarray:
         """Return each context in a part minus the mean of it in all groups, float64 `[n]`."""
@@ -234,10 +224,10 @@ def compare_groups(lab: Lab, mode: Mode, n_contexts: int, stable_tokens: Sequenc
     if not len(bases):
         raise ExperimentError(f"none of the contexts that were drawn has a {lab.package.group_word}")
     wanted = [lambda table, key=lab.package.group_keys[number]: edits.swap_group(table, key) for number in groups]
-    made = changes(lab, bases, wanted)  # type: ignore[arg-type]
+    made = changes(lab, bases, wanted)
     bare = bases.take(np.zeros(1, dtype=np.int64))
     bare = bare.with_incidence(np.zeros_like(bare.incidence))
-    nothing = changes(lab, bare, wanted)  # type: ignore[arg-type]
+    nothing = changes(lab, bare, wanted)
     return SwappedGroups(groups, np.searchsorted(groups, bases.group), made, nothing.before[0] + nothing.post[0])
 
 

@@ -19,7 +19,7 @@ from mlinterp.subjects.token_sets.constraints import Constraint
 from mlinterp.subjects.token_sets.package import DataPackage
 from mlinterp.subjects.token_sets.table import ContextTable
 from mlinterp.subjects.token_sets.vocabulary import Vocabulary
-from mlinterp.token_sets.feature import Activations, Feature
+from mlinterp.token_sets.feature import Activations, Feature, LatentReader
 from mlinterp.token_sets.floor import check_floor
 from mlinterp.token_sets.slicing import Rows
 
@@ -40,6 +40,7 @@ class Lab:
         constraints: those that contexts must keep to.
         custom: numbers about how the latent was chosen, for the result.
         reporter: who listens to progress.
+        reader: the model and SAE that the latent is of; None where a latent's activations were written down.
         diagnostics: what happened so far: contexts tested and skipped, violations, warnings.
     """
 
@@ -51,6 +52,7 @@ class Lab:
     constraints: Sequence[Constraint] = ()
     custom: dict[str, float | str] = field(default_factory=dict)
     reporter: Reporter = field(default_factory=Silent)
+    reader: LatentReader | None = None
     diagnostics: Diagnostics = field(default_factory=Diagnostics)
     _broken: Counter[tuple[str, str]] = field(default_factory=Counter)
 

@@ -63,7 +63,7 @@ def open_lab(context: Context) -> Lab:
     table = package.contexts(spec.dataset_slice.split)
     feature = reader.feature(latent)
     rows = Rows(table, feature(table))
-    lab = Lab(spec, package, feature, latent, rows, constraints_of(package, spec.constraints), custom, context.reporter)
+    lab = Lab(spec, package, feature, latent, rows, constraints_of(package, spec.constraints), custom, context.reporter, reader)
     lab.rows = cut(rows.take(lab.admit(table)), spec.dataset_slice, package)
     return lab
 

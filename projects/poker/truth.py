@@ -39,9 +39,11 @@ class Truth:
         one, other = edits.add_token(start, first), edits.add_token(start, second)
         return self._change(concept, [(1, edits.add_token(one, second)), (-1, one), (-1, other), (1, start)])
 
-    def games(self, concept: str) -> dict[str, float]:
-        """Return the share of contexts that are of a class when all of them are read by the rules of one game."""
-        read = {game: edits.swap_group(self.contexts, game) for game in self.package.group_keys}
+    def games(self, concept: str, token: str) -> dict[str, float]:
+        """Return the share of contexts that are of a class in each game, when each of them holds a token."""
+        held = edits.add_token(self.contexts, token)
+        held = held.take(~self.deck.check(held))
+        read = {game: edits.swap_group(held, game) for game in self.package.group_keys}
         return {game: float(self.package.concepts(table)[concept].mean()) for game, table in read.items()}
 
     def _change(self, concept: str, terms: list[tuple[int, ContextTable]]) -> np.ndarray:
@@ -61,9 +63,8 @@ def main() -> None:
         found = {concept: truth.interaction(concept, first, second) for concept in ("pair", "two_pair", "full_house", "straight", "flush")}
         cells = "  ".join(f"{concept} {effect.mean():+.4f}" for concept, effect in found.items())
         print(f"  {first} × {second} (n {len(found['pair'])})   {cells}")
-    print("share of contexts of a class, by game")
-    for concept in ("pair", "straight", "flush"):
-        print(f"  {concept:9} " + "  ".join(f"{game} {share:.4f}" for game, share in truth.games(concept).items()))
+    print("share of contexts with five hearts that are a flush, by the rules of each game")
+    print("  " + "  ".join(f"{game} {share:.4f}" for game, share in truth.games("flush", "suit_h_5").items()))
 
 
 if __name__ == "__main__":

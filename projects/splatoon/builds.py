@@ -61,7 +61,7 @@ class GeneratingModel:
         self.levels = np.array([[amounts[z["amounts"].get(family.name, z["amounts"]["others"])] for z in listed.values()] for family in ordered])
         usual = planted["main_only_odds"]
         self.odds = [
-            np.array([[[z.get("main_only", {}).get(name, usual) for name in names] for z in listed.values()]] * 2) for names in slots
+            np.array([[[z.get("main_only", {}).get(name, usual.get(name, usual["others"])) for name in names] for z in listed.values()]] * 2) for names in slots
         ]
         self.gate = np.full(len(listed), np.inf)
         (gating,) = {z["together"]["family"] for z in listed.values() if "together" in z}

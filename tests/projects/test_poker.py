@@ -1,13 +1,16 @@
 """The poker project: its rules, its deals, its constraint and its hand-built network, each against an oracle of its own."""
 
 import importlib.util
+import shutil
 from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import yaml
 
+import mlinterp
 from mlinterp.errors import SpecError
 from mlinterp.subjects.token_sets import edits
 from mlinterp.subjects.token_sets.table import NO_GROUP, ContextTable
@@ -196,3 +199,44 @@ def test_a_context_without_a_game_is_read_as_high(package):
 def test_the_package_refuses_options():
     with pytest.raises(SpecError, match="no option 'n'"):
         hands.build({"n": 3}, ROOT)
+
+
+@pytest.fixture(scope="module")
+def truth():
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.syspath_prepend(str(ROOT))  # truth.py imports hands.py, as it does as a script
+        return module_of("truth").Truth()
+
+
+def test_the_printed_truths_are_what_the_rules_say_by_hand(truth):
+    assert [(rung, effect) for rung, _, effect in truth.sweep("quads", "rank_7")] == [(1, 0.0), (2, 0.0), (3, 0.0), (4, 1.0)]
+    assert set(truth.interaction("pair", "rank_7_2", "rank_K_2")) == {-2.0}
+    assert set(truth.interaction("two_pair", "rank_7_2", "rank_K_2")) == {1.0}
+    assert set(truth.interaction("full_house", "rank_7_2", "rank_K_3")) == {1.0}
+    assert truth.games("flush", "suit_h_5")["razz"] == 0.0
+
+
+def test_experiments_on_the_rules_find_the_rules_exactly(tmp_path, monkeypatch, truth):
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("MLINTERP_THREADS", "1")
+    project = tmp_path / "projects" / "poker"
+    shutil.copytree(ROOT, project, ignore=shutil.ignore_patterns("__pycache__"))
+    variables = {"mode": "interventional", "n_contexts": 6000, "controls": 0}
+    spec = {
+        "type": "study",
+        "subject": "rules",
+        "steps": [
+            {"name": "rank", "type": "family_1d_sweep", "variables": {"feature": "pair", "family": "rank_7", **variables}},
+            {"name": "suit", "type": "family_1d_sweep", "variables": {"feature": "flush", "family": "suit_h", **variables}},
+            {"name": "cores", "type": "minimal_cores", "variables": {"feature": "flush", "max_examples": 50}},
+        ],
+    }
+    (project / "exact.yaml").write_text(yaml.safe_dump(spec))
+    found = mlinterp.run_spec(project / "exact.yaml")
+    results = {child.label: child.result for child in found.children}
+    for step, concept, family in (("rank", "pair", "rank_7"), ("suit", "flush", "suit_h")):
+        measured = [(row["rung"], row["n"], row["mean_delta"]) for row in results[step].tables["rung_deltas"].rows]
+        assert measured == [(rung, n, pytest.approx(effect, abs=1e-12)) for rung, n, effect in truth.sweep(concept, family)]
+    cores = results["cores"].tables["minimal_cores"].rows
+    assert {row["minimal_tokens"] for row in cores} == {f"suit_{suit}_5" for suit in "cdhs"}

@@ -11,15 +11,16 @@ SUBJECT, LATENT = "planted", 0
 """The neuron that counts tokens of power."""
 SILENT = 4
 """A neuron that is silent whatever comes."""
-SWEEP = {"type": "family_1d_sweep", "variables": {"family": "power"}}
+SWEEP: dict[str, Any] = {"type": "family_1d_sweep", "variables": {"family": "power"}}
 VARIABLES: dict[str, dict[str, Any]] = {
-    "binary_presence_effect": {"min_samples": 10},
+    "binary_presence_effect": {"min_samples": 20},
     "conditional_interactions": {"modulator_token": "shield"},
     "family_1d_sweep": {"family": "power"},
     "family_2d_heatmap": {"family_x": "power", "family_y": "speed"},
+    "kit_sweep": {"top_k": 15},
     "shuffle_null": {"object": SWEEP, "n_shuffles": 50},
     "split_half": {"object": SWEEP},
-    "token_influence_sweep": {"min_samples": 10},
+    "token_influence_sweep": {"min_samples": 10, "high_percentile": 0.9},
     "within_family_interference": {"family": "power"},
 }
 """Variables that a type needs here; any other type is asked with its defaults."""
@@ -62,4 +63,6 @@ def asked(experiment: Experiment, mode: str | None = None, **changes: Any) -> di
     variables = {**VARIABLES.get(experiment.type, {}), **changes.pop("variables", {})}
     if mode is not None and "mode" in experiment.Variables.model_fields:
         variables["mode"] = mode
+    if mode is not None and "object" in variables:
+        variables["object"] = {**SWEEP, "variables": {**SWEEP["variables"], "mode": mode}}
     return {"type": experiment.type, "subject": SUBJECT, "feature_id": LATENT, "variables": variables, **changes}

@@ -58,6 +58,13 @@ def test_a_binary_family_spans_a_grid_with_an_ordered_one() -> None:
     assert result.mode == "observational"
 
 
+@pytest.mark.parametrize("mode", ["observational", "interventional"])
+def test_the_cell_that_others_are_compared_with_differs_by_nothing_and_is_not_tested(mode: str) -> None:
+    contexts = [*TOY_BASES, ("alpha_2",), ("alpha_2", "gamma"), ("gamma",)]
+    row = measure(computed_lab(toy, contexts), on_toy(mode=mode)).tables["heatmap"].rows[0]
+    assert [row[name] for name in ("delta", "pre_delta", "std_error", "low", "high", "p", "p_adj")] == [0.0, 0.0, *[None] * 5]
+
+
 def test_every_cell_is_there_and_one_without_contexts_has_no_number_rather_than_zero() -> None:
     result = measure(observed_lab(P4), grid(min_n=2))
     found = cells(result, "heatmap", "status", "mean_activation", "n")

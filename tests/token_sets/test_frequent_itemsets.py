@@ -156,7 +156,7 @@ def test_a_set_too_rare_everywhere_gives_an_empty_table() -> None:
     result = measure(observed_lab([(value, [name]) for value, name in zip(range(10), "abcabcabca", strict=True)], ABC), variables())
     assert result.tables["itemsets"].rows == []
     assert result.aggregates.custom["max_lift"] is None
-    assert draw_all(result)["itemsets"].startswith(b"\x89PNG")
+    assert draw_all(result)["top_itemsets"].startswith(b"\x89PNG")
 
 
 def test_the_largest_lift_is_judged_as_chosen_from_all() -> None:

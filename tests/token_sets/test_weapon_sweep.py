@@ -118,7 +118,7 @@ def test_the_bottom_is_the_bottom_of_all_and_not_of_those_shown() -> None:
 
 
 def test_groups_with_few_contexts_are_left_out_and_counted() -> None:
-    result = measure(observed_lab([*P7, (7.0, [], "3")][:20] + [(7.0, [], "3")]), sweep())
+    result = measure(observed_lab([*P7[:20], (7.0, [], "3")]), sweep())
     assert [row["weapon_name"] for row in result.tables["weapon_stats"].rows] == ["1", "2"]
     assert "1 of 3 weapons have fewer than 10 contexts and are left out" in result.diagnostics.warnings
 

@@ -39,7 +39,7 @@ def _as_share(percentile: float) -> float:
         return percentile
     if 50 < percentile <= 100:
         return percentile / 100
-    raise ValueError("a fraction above 0.5 and at most 1, or a percentage above 50 and at most 100")
+    raise ValueError(f"{percentile:g} is neither a fraction in (0.5, 1] nor a percentage in (50, 100]")
 
 
 HighPercentile = Annotated[float, AfterValidator(_as_share)]
@@ -56,8 +56,8 @@ class LatentVariables(Variables):
     )
 
 
-class ModedVariables(LatentVariables):
-    """A question that can be asked of observed contexts and of edited ones."""
+class SweepVariables(LatentVariables):
+    """A question that can be asked of observed contexts and of edited ones, where the edits are each other's control."""
 
     mode: Literal["observational", "interventional"] = Field(
         "observational", description="compare contexts as they were observed, or edit them and run the model on both"
@@ -66,8 +66,13 @@ class ModedVariables(LatentVariables):
         [], max_length=32, description="tokens that every context holds: the observed ones that do, or added to each that is edited"
     )
     n_contexts: int = Field(200, ge=2, le=1_000_000, description="interventional: observed contexts that are edited")
-    controls: int = Field(5, ge=0, le=100, description="interventional: other families that get the same treatment, as a control")
     min_n: int = Field(5, ge=1, description="contexts that a mean needs; with fewer there is no number")
+
+
+class ModedVariables(SweepVariables):
+    """A question that can be asked of observed contexts and of edited ones, beside edits of others as a control."""
+
+    controls: int = Field(5, ge=0, le=100, description="interventional: other families that get the same treatment, as a control")
 
 
 def check_latent(spec: Spec, variables: LatentVariables, roles: Collection[str]) -> None:  # noqa: ARG001 - the shape of every type's check
@@ -97,6 +102,14 @@ def check_names(spec: Spec, variables: Variables, package: DataPackage) -> None:
             package.group_number(group, f"dataset_slice.{field}[{index}]")
     for index, family in enumerate(cut.family_filter or ()):
         package.vocabulary.family(family, f"dataset_slice.family_filter[{index}]")
+
+
+def check_stable(variables: SweepVariables, package: DataPackage, families: Collection[str]) -> None:
+    """Refuse stable tokens of families that are edited themselves, or whose rungs are compared."""
+    for index, token in enumerate(variables.stable_tokens):
+        if package.vocabulary.parse(token)[0] in families:
+            problem = f"'{token}' cannot stay: its family is looked at"
+            raise SpecError(problem, field=f"variables.stable_tokens[{index}]", allowed="tokens of other families")
 
 
 def _check_rungs(variables: Variables, family: str, rungs: str, package: DataPackage) -> None:

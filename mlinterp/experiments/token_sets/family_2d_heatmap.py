@@ -6,9 +6,8 @@ from typing import TYPE_CHECKING
 
 from pydantic import AliasChoices, Field, model_validator
 
-from mlinterp.errors import SpecError
 from mlinterp.experiments.base import Context, Experiment
-from mlinterp.experiments.token_sets.declared import INPUTS, FamilyName, ModedVariables, Rung, check_latent, check_names
+from mlinterp.experiments.token_sets.declared import INPUTS, FamilyName, ModedVariables, Rung, check_latent, check_names, check_stable
 from mlinterp.result import ExperimentResult
 from mlinterp.spec import Spec
 
@@ -43,10 +42,7 @@ def check_heatmap(spec: Spec, variables: HeatmapVariables, package: DataPackage)
     check_names(spec, variables, package)
     if variables.base_weapon is not None:
         package.group_number(variables.base_weapon, "variables.base_weapon")
-    for index, token in enumerate(variables.stable_tokens):
-        if package.vocabulary.parse(token)[0] in {variables.family_x, variables.family_y}:
-            problem = f"'{token}' cannot stay: its family is swept"
-            raise SpecError(problem, field=f"variables.stable_tokens[{index}]", allowed="tokens of other families")
+    check_stable(variables, package, {variables.family_x, variables.family_y})
 
 
 def run(context: Context) -> ExperimentResult:

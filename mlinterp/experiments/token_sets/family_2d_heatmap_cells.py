@@ -135,7 +135,7 @@ def observed_cells(rows: Rows, grid: Grid, min_n: int) -> Cells:
     for number, (x, y) in enumerate(grid.cells):
         there = members[number]
         own = mean_effect(rows.post[there]) if len(there) >= min_n else NOTHING._replace(n=len(there))
-        delta = sum_of((1, -1), (number, 0)) if number else Response(own._replace(value=None if own.value is None else 0.0))
+        delta = sum_of((1, -1), (number, 0)) if number else _from_itself(own)
         interaction = sum_of((1, -1, -1, 1), grid.corners(x, y)) if x and y else None
         found.append(Cell(x, y, own, None if own.value is None else float(rows.pre[there].mean()), delta, interaction))
     measured = np.isin(at, [number for number, cell in enumerate(found) if number and cell.own.value is not None])
@@ -184,15 +184,17 @@ def edited_cells(lab: Lab, bases: ContextTable, grid: Grid, min_n: int, controls
         known = np.isfinite(post[:, number])
         own = mean_effect(base.post[known] + post[known, number]) if known.sum() >= min_n else NOTHING._replace(n=int(known.sum()))
         mean_pre = None if own.value is None else float((base.pre[known] + pre[known, number]).mean())
-        beside = None if control is None or not number else control[:, number]
-        interaction = None
+        delta, interaction = _from_itself(own), None
+        if number:
+            delta = mean_of(post[:, number], pre[:, number], None if control is None else column_means(control[..., number]))
         if x and y:
             both, only_x, only_y, _ = grid.corners(x, y)
-            apart = [None if each is None else each[:, both] - each[:, only_x] - each[:, only_y] for each in (post, pre, control)]
-            interaction = mean_of(*apart)  # type: ignore[arg-type]
-        found.append(Cell(x, y, own, mean_pre, mean_of(post[:, number], pre[:, number], beside), interaction))
-    each, own_control = _of_each(post[:, 1:]), None if control is None else _of_each(np.where(np.isfinite(post), control, np.nan)[:, 1:])
-    overall = mean_of(each, _of_each(pre[:, 1:]), own_control)
+            measured = [post, pre] if control is None else [post, pre, control]
+            apart = [each[..., both] - each[..., only_x] - each[..., only_y] for each in measured]
+            interaction = mean_of(apart[0], apart[1], None if control is None else column_means(apart[2]))
+        found.append(Cell(x, y, own, mean_pre, delta, interaction))
+    beside = None if control is None else _of_each(np.where(np.isfinite(post), control, np.nan)[..., 1:])
+    overall = mean_of(_of_each(post[None, :, 1:]), _of_each(pre[None, :, 1:]), beside)
     return Cells(found, overall, _spread(post[:, 1:][np.isfinite(post[:, 1:])]), base.post)
 
 
@@ -232,7 +234,7 @@ def _changes(lab: Lab, bases: ContextTable, families: tuple[Family, Family], run
 
 
 def _control(lab: Lab, bases: ContextTable, grid: Grid, draws: int, spare: Sequence[str]) -> np.ndarray | None:
-    """Return the mean change by the same edits of `draws` other pairs of families of the same kinds, float64 `[n, n_cells]`.
+    """Return the changes by the same edits of `draws` other pairs of families of the same kinds, float64 `[n_pairs, n, n_cells]`.
 
     Each rung is matched by the one at the same height of the other family's ladder. None where there is no such pair.
     """
@@ -249,17 +251,22 @@ def _control(lab: Lab, bases: ContextTable, grid: Grid, draws: int, spare: Seque
         post = np.full((len(bases), len(grid.cells)), np.nan)
         post[:, 0], post[:, numbers] = 0.0, _changes(lab, bases, (x, y), rungs).post
         found.append(post)
-    return column_means(np.stack(found).reshape(len(found), -1)).reshape(found[0].shape)
+    return np.stack(found)
 
 
 def _height(family: Family, other: Family, rung: int) -> int:
     return matched_rung(family.levels, other.levels, rung) if rung else 0
 
 
+def _from_itself(own: Effect) -> Response:
+    """Return the difference of the first cell from itself: zero by definition, which no test says anything about."""
+    return Response(NOTHING._replace(value=None if own.value is None else 0.0, n=own.n), None if own.value is None else 0.0)
+
+
 def _spread(values: np.ndarray) -> float | None:
     return float(values.std(ddof=1)) if len(values) > 1 else None
 
 
-def _of_each(changes_in_cells: np.ndarray) -> np.ndarray:
-    """Return each context's mean over its cells; NaN where it has none."""
-    return column_means(changes_in_cells.T)
+def _of_each(changed: np.ndarray) -> np.ndarray:
+    """Return each context's mean over pairs and cells of `changed [n_pairs, n, n_cells]`; NaN where it has none."""
+    return column_means(changed.swapaxes(1, 2).reshape(-1, changed.shape[1]))

@@ -33,9 +33,9 @@ class ItemsetVariables(LatentVariables):
 def run(context: Context) -> ExperimentResult:
     """Mine the contexts with the highest activations for sets of tokens, and count these elsewhere."""
     from mlinterp.experiments.token_sets.frequent_itemsets_measure import measure
-    from mlinterp.token_sets.opening import open_lab
+    from mlinterp.token_sets.opening import conduct
 
-    return measure(open_lab(context), context.variables)
+    return conduct(context, measure)
 
 
 EXPERIMENT = Experiment(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -18,8 +19,12 @@ from mlinterp.token_sets.lab import Lab
 BAND = (0.25, 0.75)
 """The middle half of the contexts by activation: numbers [int(n · 0.25), int(n · 0.75)) of n, ascending."""
 
+_SHOWN = 20
+"""Sets in the figure."""
 
-class Mined(NamedTuple):
+
+@dataclass(frozen=True)
+class Mined:
     """Every frequent set of some contexts, and how often it occurs in others.
 
     Attributes:
@@ -40,7 +45,8 @@ class Mined(NamedTuple):
     def lift(self) -> np.ndarray:
         """Share of the high contexts over that of the baseline, float64 `[n_sets]`; infinite where the baseline does not have the set."""
         with np.errstate(divide="ignore"):
-            return (self.count / self.n) / (self.others / self.n_others)
+            found: np.ndarray = (self.count / self.n) / (self.others / self.n_others)
+        return found
 
 
 def measure(lab: Lab, variables: ItemsetVariables) -> ExperimentResult:
@@ -67,17 +73,18 @@ def measure(lab: Lab, variables: ItemsetVariables) -> ExperimentResult:
     _sum_up(result, mined, p)
     result.aggregates.n_conditions = len(order)
     result.diagnostics.n_contexts_tested = len(high)
+    surest = sorted(rows, key=lambda row: row["p"])[:_SHOWN]
+    about = f"Of these sets the {_SHOWN} that chance explains least."
+    result.add_table("top_itemsets", surest, ["tokens", "support_high", "support_baseline", "p_adj"], description=about)
     result.figures.append(
         Figure(
-            name="itemsets",
-            table="itemsets",
-            kind="scatter",
-            x="support_baseline",
-            y=["support_high"],
-            series="size",
+            name="top_itemsets",
+            table="top_itemsets",
+            kind="bar",
+            x="tokens",
+            y=["support_high", "support_baseline"],
             title=f"Sets of tokens where latent {lab.latent} is most active, and elsewhere (observational)",
-            x_label="share of the baseline's contexts that hold the set",
-            y_label="share of the high contexts",
+            y_label="share of contexts that hold the set",
         )
     )
     return result

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from mlinterp.result import ExperimentResult, Figure
+import numpy as np
+
+from mlinterp.result import ExperimentResult, Figure, Mode
 from mlinterp.token_sets.lab import Lab
 from mlinterp.token_sets.telling import adjust, flag_artefacts
 
@@ -20,6 +22,15 @@ def class_of(lab: Lab) -> str | None:
     """Return the attribute that says what class a group is of: `class` where there is one, else the first; None without attributes."""
     names = lab.package.attributes
     return "class" if "class" in names else names[0] if names else None
+
+
+def result_of(lab: Lab, mode: Mode, base: np.ndarray) -> ExperimentResult:
+    """Return a result to fill, whose base is the latent on the contexts that are compared."""
+    result = lab.result(mode, base)
+    aggregates = result.aggregates
+    aggregates.n_samples, aggregates.base_activation_mean = len(base), float(base.mean())
+    aggregates.base_activation_std = float(base.std(ddof=1)) if len(base) > 1 else None
+    return result
 
 
 def add_parts(result: ExperimentResult, lab: Lab, name: str, rows: list[dict[str, Any]], by: str, shown: int) -> None:
@@ -43,6 +54,6 @@ def add_parts(result: ExperimentResult, lab: Lab, name: str, rows: list[dict[str
             high="high",
             title=f"Latent {lab.latent} by {by} ({result.mode})",
             x_label=by,
-            y_label="activation minus the mean of all",
+            y_label="activation beyond the mean",
         )
     )

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from mlinterp.errors import ExperimentError
-from mlinterp.experiments.token_sets.grouped_measure import add_parts
+from mlinterp.experiments.token_sets.grouped_measure import add_parts, result_of
 from mlinterp.experiments.token_sets.kit_sweep import KitSweepVariables
 from mlinterp.result import ExperimentResult
 from mlinterp.token_sets.effect_table import EffectTable
@@ -29,8 +29,7 @@ def measure(lab: Lab, variables: KitSweepVariables) -> ExperimentResult:
     combined = groups.parts(together, variables.min_examples) if together is not None else []
     if not any(parts.values()):
         raise ExperimentError(f"no value of {', '.join(names)} has {variables.min_examples} contexts (variables.min_examples)")
-    result = lab.result(variables.mode, groups.floor)
-    result.aggregates.n_samples = groups.n_contexts
+    result = result_of(lab, variables.mode, groups.base)
     for name, partition in measured.items():
         _add(result, lab, [name], partition, parts[name], variables.top_k)
         _tell_top(result, name, partition, parts[name])

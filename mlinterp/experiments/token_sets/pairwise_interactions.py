@@ -33,9 +33,9 @@ class InteractionVariables(ModedVariables):
 def run(context: Context) -> ExperimentResult:
     """Add tokens to contexts one by one and together, or compare contexts with both, one and neither of them."""
     from mlinterp.experiments.token_sets.pairwise_interactions_measure import measure
-    from mlinterp.token_sets.opening import open_lab
+    from mlinterp.token_sets.opening import conduct
 
-    return measure(open_lab(context), context.variables)
+    return conduct(context, measure)
 
 
 EXPERIMENT = Experiment(

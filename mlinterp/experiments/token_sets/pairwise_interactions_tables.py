@@ -15,6 +15,9 @@ from mlinterp.token_sets.lab import Lab
 from mlinterp.token_sets.slicing import Rows
 from mlinterp.token_sets.telling import adjust, flag_artefacts, judge, status
 
+_SHOWN = 20
+"""Bars of the figure."""
+
 
 def names(combination: Combination) -> str:
     """Return a combination as a label."""
@@ -71,39 +74,45 @@ def report(
     top_k: int,
     about: str,
 ) -> None:
-    """Add the table `name` of all combinations, `synergies` and `redundancies`, a figure of the strongest, and the headline numbers.
+    """Add the table `name` of all combinations, `synergies` and `redundancies`, the `strongest` with a figure, and the headline numbers.
 
-    What is a synergy or redundancy, and the order, go by the column `interaction`; what is judged by `effect_column`.
+    What is a synergy or redundancy goes by the column `interaction`; what is strongest, and judged, by `effect_column`.
     """
     adjust(rows)
     flag_artefacts(lab, rows, effect_column, "pre_interaction")
     for row in rows:
         row["pair"] = f"{row['token_a']} × {row['token_b']}"
-    ranked = sorted(rows, key=lambda row: -abs(row["interaction"] or 0.0))
-    columns = list(dict.fromkeys(key for row in ranked for key in row))
-    result.add_table(name, ranked, columns, description=about)
-    analysed = [row for row in ranked if row["interaction"] is not None]
-    synergies, redundancies = ([row for row in analysed if row["interaction"] * sign > 0] for sign in (1, -1))
-    result.add_table("synergies", synergies[:top_k], columns, description="Interactions above zero, the largest first.")
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    result.add_table(name, rows, columns, description=about)
+    analysed = [row for row in rows if row["interaction"] is not None]
+    synergies = sorted((row for row in analysed if row["interaction"] > 0), key=lambda row: -row["interaction"])
+    redundancies = sorted((row for row in analysed if row["interaction"] < 0), key=lambda row: row["interaction"])
+    result.add_table("synergies", synergies[:top_k], columns, description="Interactions above zero, the highest first.")
     result.add_table("redundancies", redundancies[:top_k], columns, description="Interactions below zero, the lowest first.")
     custom = result.aggregates.custom
     custom |= {"n_pairs_analyzed": len(analysed), "n_synergies": len(synergies), "n_redundancies": len(redundancies)}
     for key, found in (("synergy", synergies), ("redundancy", redundancies)):
         custom |= {f"max_{key}": found[0]["interaction"] if found else None, f"top_{key}": found[0]["pair"] if found else None}
     _headlines(result, effects)
+    _strongest(lab, result, rows, effect_column)
+
+
+def _strongest(lab: Lab, result: ExperimentResult, rows: list[dict[str, Any]], column: str) -> None:
+    """Add the largest interactions of the activation, of either sign, as a table and a figure."""
+    top = sorted((row for row in rows if row[column]), key=lambda row: -abs(row[column]))[:_SHOWN]
+    about = f"The {_SHOWN} largest interactions of the activation, of either sign."
+    result.add_table("strongest", top, ["pair", column, "low", "high"], description=about)
     result.figures.append(
         Figure(
             name="strongest",
-            table="synergies" if synergies else "redundancies",
+            table="strongest",
             kind="bar",
             x="pair",
-            y=[effect_column],
+            y=[column],
             low="low",
             high="high",
-            title=f"The {'highest' if synergies else 'lowest'} interactions on latent {lab.latent} ({result.mode})",
-            x_label="",
+            title=f"The largest interactions on latent {lab.latent} ({result.mode})",
             y_label="interaction of the activation",
-            reference=0.0,
         )
     )
 

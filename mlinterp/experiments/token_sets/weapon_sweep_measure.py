@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from mlinterp.errors import ExperimentError
-from mlinterp.experiments.token_sets.grouped_measure import add_parts, class_of
+from mlinterp.experiments.token_sets.grouped_measure import add_parts, class_of, result_of
 from mlinterp.experiments.token_sets.weapon_sweep import WeaponSweepVariables
 from mlinterp.result import ExperimentResult
 from mlinterp.token_sets.effect_table import EffectTable
@@ -35,11 +35,10 @@ def measure(lab: Lab, variables: WeaponSweepVariables) -> ExperimentResult:
     for part in parts:
         name = {"weapon_name": partition.labels[part.number][0], "weapon_class": None if classes is None else classes[part.number]}
         rows.append({**name, **part.columns(), "weapon_id": part.number})
-    result = lab.result(variables.mode, groups.floor)
+    result = result_of(lab, variables.mode, groups.base)
     add_parts(result, lab, "weapon_stats", rows, word, variables.top_k_weapons)
     if kind is not None:
         _classes(result, lab, groups, kind, variables.min_examples)
-    result.aggregates.n_samples = groups.n_contexts
     names = [row["weapon_name"] for row in rows]
     _sum_up(result, parts, names)
     _tell_dominance(result, lab, parts, names)

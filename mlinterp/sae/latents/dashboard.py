@@ -103,10 +103,11 @@ def make_dashboard(
     effects = direct_effects(sae, trace, latents, subject, amounts.logits)
     shown = [_shown(activity, layout, number, amounts) for number in range(len(latents))]
     wanted = [(latent, place) for latent, chosen in zip(latents, shown, strict=True) for place in chosen.places]
-    excerpts = Excerpts(trace, layout, amounts.window)
+    sets = subject is not None and subject.is_set
+    excerpts = Excerpts(trace, layout, amounts.window, whole=sets)
     contexts = [excerpts.context(trail) for trail in trails(sae, source, layout, wanted, window=amounts.window, reporter=reporter)]
     near, together = nearest(sae, latents, amounts.related), co_active(activity, amounts.related)
-    shares = _TokenShares(layout, excerpts.aligned, amounts.tokens)
+    shares = _SetShares(layout, excerpts, amounts.tokens) if sets else _TokenShares(layout, excerpts.aligned, amounts.tokens)
     cards, at = [], 0
     for number, chosen in enumerate(shown):
         own, at = tuple(contexts[at : at + len(chosen.places)]), at + len(chosen.places)
@@ -136,6 +137,7 @@ def make_dashboard(
         has_logits=effects.raises is not None,
         grid=subject.grid if subject else None,
         tokens_are="answer" if excerpts.aligned else "token",
+        sets=sets,
     )
     return page, activity, effects
 
@@ -252,6 +254,26 @@ class _TokenShares:
         shares = np.bincount(self.tokens[places] + 1) / len(places)
         order = [int(token) for token in np.argsort(-shares, kind="stable")[: self.n] if shares[token] > 0]
         return tuple(TokenShare(token - 1, float(shares[token]), float(self.of_all[token])) for token in order)
+
+
+class _SetShares:
+    """Which tokens the contexts of a latent's active rows hold, beside those of all rows."""
+
+    def __init__(self, layout: Layout, excerpts: Excerpts, n: int) -> None:
+        self.held = [excerpts.held(example) for example in range(len(layout.examples))]
+        self.owner = np.repeat(np.arange(len(self.held)), np.diff(layout.starts))
+        self.n, self.of_all = n, self._shares(np.arange(len(layout)), 0)
+
+    def of(self, places: np.ndarray) -> tuple[TokenShare, ...]:
+        """Return the tokens that most of the rows at some places hold."""
+        if not len(places):
+            return ()
+        shares = self._shares(places, len(self.of_all))
+        order = [int(token) for token in np.argsort(-shares, kind="stable")[: self.n] if shares[token] > 0]
+        return tuple(TokenShare(token, float(shares[token]), float(self.of_all[token])) for token in order)
+
+    def _shares(self, places: np.ndarray, size: int) -> np.ndarray:
+        return np.bincount(np.concatenate([self.held[owner] for owner in self.owner[places]]), minlength=size) / len(places)
 
 
 def _used(cards: Sequence[Card], texts: Sequence[Text]) -> list[int]:

@@ -14,12 +14,18 @@ from mlinterp.tracing.dataset import TraceDataset
 class Excerpts:
     """The examples of a trace as far as contexts show them.
 
+    Args:
+        trace: where they come from.
+        layout: the rows that are read.
+        window: tokens to either side of the one that a context is about.
+        whole: whether a row is about every token of its example rather than one, so that all of them stand for its activation.
+
     Attributes:
         aligned: whether the answer to a position stands at that position, as in a puzzle, rather than being its next token.
     """
 
-    def __init__(self, trace: TraceDataset, layout: Layout, window: int) -> None:
-        self._trace, self._layout, self._window = trace, layout, window
+    def __init__(self, trace: TraceDataset, layout: Layout, window: int, *, whole: bool = False) -> None:
+        self._trace, self._layout, self._window, self._whole = trace, layout, window, whole
         self._numbers: dict[int, int] = {}
         self._bounds: list[list[int]] = []
         self.aligned = trace.header["N_sup"] is not None
@@ -37,12 +43,15 @@ class Excerpts:
             self._bounds.append([start, stop])
         bounds = self._bounds[number]
         bounds[:] = [min(bounds[0], start), max(bounds[1], stop)]
-        active, read = np.flatnonzero(trail.acts > 0), set(trail.positions.tolist())
+        positions, acts = trail.positions, trail.acts
+        if self._whole:
+            positions, acts = real, np.full(len(real), acts[0])
+        active, read = np.flatnonzero(acts > 0), set(positions.tolist())
         return Context(
             text=number,
             evaluation=int(self._layout.evaluation[trail.place]),
             position=position,
-            acts=tuple((int(trail.positions[at]), float(trail.acts[at])) for at in active),
+            acts=tuple((int(positions[at]), float(acts[at])) for at in active),
             unread=tuple(place for place in range(start, stop) if place not in read),
         )
 
@@ -65,6 +74,10 @@ class Excerpts:
             after=int(mask[stop:].sum()),
             answers=tuple(answers) if self.aligned else None,
         )
+
+    def held(self, example: int) -> np.ndarray:
+        """Return the tokens that an example holds, each once."""
+        return np.unique(np.asarray(self._row(example)["input"])[self._mask(example)])
 
     def _row(self, example: int) -> dict[str, list[int]]:
         found: dict[str, list[int]] = self._trace.examples[self._layout.examples[example]]

@@ -65,6 +65,7 @@ class TokenSetSubject(HookedSubject):
         readout: the site whose neurons are studied where no SAE is given.
     """
 
+    is_set = True
     visit = _RowVisit
 
     def __init__(
@@ -231,7 +232,7 @@ class TokenSetSubject(HookedSubject):
     def objective(self, options: Mapping[str, Any], seed: int) -> TokenSetObjective:
         """Return cross-entropy on the package's targets; options are those of `TokenSetFitOptions`."""
         checked = read_options(TokenSetFitOptions, options, prefix="variables.options")
-        if not any(True for _ in self.model.parameters()):
+        if not list(self.model.parameters()):
             raise SpecError(f"the network of '{self.name}' has no parameters to train", field="subject")
         train, held_out = ((self.contexts(split), self.targets(split)) for split in ("train", "validation"))
         for split, (table, _) in {"train": train, "validation": held_out}.items():

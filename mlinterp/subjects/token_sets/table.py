@@ -61,7 +61,10 @@ class ContextTable:
 
     def take(self, rows: np.ndarray | slice) -> ContextTable:
         """Return the chosen contexts (numbers, a slice or a mask), in that order."""
-        return ContextTable(self.vocabulary, self.groups, self.incidence[rows], self.group[rows])
+        taken = ContextTable(self.vocabulary, self.groups, self.incidence[rows], self.group[rows])
+        if "levels" in self.__dict__:  # known already: they need not be found again, which takes longer than everything else
+            taken.__dict__["levels"] = self.levels[rows]
+        return taken
 
     def with_incidence(self, incidence: np.ndarray) -> ContextTable:
         """Return contexts of the same groups with other tokens."""

@@ -49,8 +49,8 @@ function panels(model, card) {
     "div",
     { class: "panels" },
     panel(
-      model.tokensAre === "answer" ? "Fires where the answer is" : "Fires on",
-      model.tokensAre === "answer" ? "share" : "share of rows",
+      model.sets ? "Fires on contexts with" : model.tokensAre === "answer" ? "Fires where the answer is" : "Fires on",
+      model.sets || model.tokensAre === "answer" ? "share" : "share of rows",
       card.n ? el("ul", { class: "bars" }, firesOn) : inactive(),
     ),
     panel("How strongly", "active rows by activation", card.n ? histogram(card) : inactive()),
@@ -159,7 +159,7 @@ function group(model, card, drawn, heading, about) {
       )
     : el(
         "ol",
-        { class: "lines" },
+        { class: model.sets ? "lines sets" : "lines" },
         drawn.map((context) => entry(model, card, context)),
       );
   return el("section", { class: "contexts" }, el("h3", {}, heading, el("small", {}, about)), inside);

@@ -17,6 +17,7 @@ function pieces(text, breaks) {
 // A token by itself: its spaces are drawn too, since they are part of it.
 function alone(model, token) {
   if (token < 0) return el("i", { class: "sign" }, token === PREFIX ? "prefix" : "padding");
+  if (model.sets) return el("bdi", { class: "word" }, model.vocabulary[token]); // names of its members, whose spaces mean nothing
   const parts = model.vocabulary[token].split(/( +|\n+|\t+|\r+)/).filter(Boolean);
   const blank = (part) => (SIGNS.get(part[0]) ?? "␣") + (part.length > 1 ? `×${part.length}` : "");
   const drawn = parts.map((part) => (/^[ \n\t\r]/.test(part) ? el("i", { class: "sign" }, blank(part)) : part));

@@ -1,0 +1,67 @@
+"""What goes together with the presence of a token among observed contexts."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from mlinterp.token_sets.effects import NOTHING, Effect, difference, standardised
+from mlinterp.token_sets.high_part import HighPart, Ratio, ratio_of
+from mlinterp.token_sets.slicing import Rows
+
+
+class Presence(NamedTuple):
+    """Contexts with something against those without it.
+
+    Attributes:
+        n_present, n_absent: contexts with and without it.
+        n_high_with: those with it among the high ones.
+        mean_with, mean_without: mean activation; None with too few contexts on either side, like everything below.
+        effect: their difference.
+        size: the difference over the spread of both (see `effects.standardised`).
+        pre: the difference on the pre-activation.
+        ratio: how much likelier it is among the high contexts; None with too few contexts.
+    """
+
+    n_present: int
+    n_absent: int
+    n_high_with: int
+    mean_with: float | None = None
+    mean_without: float | None = None
+    effect: Effect = NOTHING
+    size: float | None = None
+    pre: float | None = None
+    ratio: Ratio | None = None
+
+
+def presence(rows: Rows, there: np.ndarray, high: HighPart, min_n: int) -> Presence:
+    """Compare the contexts that a mask chooses with the others; without a number where either side has fewer than `min_n`."""
+    n_present, n_high_with = int(there.sum()), int((there & high.there).sum())
+    n_absent = len(there) - n_present
+    if min(n_present, n_absent) < min_n:
+        return Presence(n_present, n_absent, n_high_with)
+    present, absent = rows.post[there], rows.post[~there]
+    return Presence(
+        n_present,
+        n_absent,
+        n_high_with,
+        float(present.mean()),
+        float(absent.mean()),
+        difference(present, absent),
+        standardised(present, absent),
+        float(rows.pre[there].mean() - rows.pre[~there].mean()),
+        ratio_of(n_high_with, int(high.there.sum()), n_present - n_high_with, int((~high.there).sum())),
+    )
+
+
+def presence_deltas(post: np.ndarray, there: np.ndarray, min_n: int) -> np.ndarray:
+    """Return mean activation with minus without for each column of `there [n, k]`, float64 `[k]`; NaN with fewer than `min_n` contexts."""
+    n_present = there.sum(axis=0)
+    n_absent = len(there) - n_present
+    total = post @ there
+    enough = np.minimum(n_present, n_absent) >= max(min_n, 1)
+    means = (
+        np.divide(part, n, out=np.full(len(n), np.nan), where=enough) for part, n in ((total, n_present), (post.sum() - total, n_absent))
+    )
+    return np.asarray(next(means) - next(means))
