@@ -3,9 +3,10 @@
 python benchmarks/token_set_coverage.py [--seeds 50] [--output docs/token_set_coverage.md]
 
 The subjects are the hand-built networks of `projects/splatoon` and `projects/poker`, whose neurons are exactly what the projects' own
-`truth.py` says. The truth of an intervention is its mean effect over every context of the test split, that of an observation the same
-comparison on the whole split; each seed sees a sample of the contexts. A line is one experiment: the cells of its table (rungs,
-pairs, groups) that have an interval, over all seeds.
+`truth.py` says. The contexts of the test split are the population: the truth of an intervention is its mean effect over all of them, that
+of an observation the same comparison among them. Each seed sees as many contexts, drawn from them with replacement. A line is one
+experiment: the cells of its table (rungs, pairs, groups) that have an interval, over all seeds. Cells of one seed share their
+contexts, so the share of a line is less sure than its number of intervals suggests.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from mlinterp.determinism import numpy_stream
 from mlinterp.experiments import catalog
 from mlinterp.experiments.base import Context
 from mlinterp.project import find_project
@@ -48,7 +50,7 @@ class Question:
         about: what is asked, in a few words.
         subject: `project/subject`.
         latent: the neuron's number.
-        spec: type, variables and slice.
+        spec: type and variables.
         found: (low, high) of each cell of a result.
         true: the truth of each cell, given the exact latent.
     """
@@ -145,10 +147,13 @@ def interacting(x: str, y: str) -> Callable[[DataPackage, Value], dict[str, floa
 
 
 def swapped(package: DataPackage, value: Value) -> dict[str, float]:
-    """Return the truth of an interventional group sweep."""
+    """Return the truth of an interventional group sweep: each group against the mean of all, in the same contexts."""
     table = everywhere(package)
-    table = table.take(table.group >= 0)
-    return {key: mean_change(package, value, [(1, edits.swap_group(table, key)), (-1, table)]) for key in package.group_keys}
+    swaps = {key: edits.swap_group(table, key) for key in package.group_keys}
+    kept = _allowed(package, *swaps.values())
+    means = {key: float(value(swap.take(kept)).mean()) for key, swap in swaps.items()}
+    whole = float(np.mean(list(means.values())))
+    return {key: mean - whole for key, mean in means.items()}
 
 
 def grid(result: ExperimentResult) -> dict[str, tuple[float, float]]:
@@ -162,7 +167,6 @@ def grid(result: ExperimentResult) -> dict[str, tuple[float, float]]:
     }
 
 
-SAMPLE = {"sample_size": 800}
 EDITED = {"mode": "interventional", "n_contexts": 400, "controls": 0, "stable_tokens": []}
 QUESTIONS = [
     Question(
@@ -177,7 +181,7 @@ QUESTIONS = [
         "builds: rungs of special_charge_up, observed",
         "splatoon/planted",
         0,
-        {"type": "family_1d_sweep", "variables": {"family": "special_charge_up"}, "dataset_slice": SAMPLE},
+        {"type": "family_1d_sweep", "variables": {"family": "special_charge_up"}},
         bounds("rung_deltas", "rung"),
         seen("special_charge_up"),
     ),
@@ -209,7 +213,7 @@ QUESTIONS = [
         "hands: copies of a 7 and a pair, observed",
         "poker/rules",
         1,
-        {"type": "family_1d_sweep", "variables": {"family": "rank_7"}, "dataset_slice": SAMPLE},
+        {"type": "family_1d_sweep", "variables": {"family": "rank_7"}},
         bounds("rung_deltas", "rung"),
         seen("rank_7"),
     ),
@@ -248,10 +252,10 @@ def exact(question: Question) -> Value:
 def answer(question: Question, seed: int) -> ExperimentResult:
     """Run the experiment under one seed, which draws the contexts too."""
     told = dict(question.spec)
-    cut = {**told.pop("dataset_slice", {}), "random_seed": seed}
     variables = {key: value for key, value in told["variables"].items() if key in catalog.find(told["type"]).Variables.model_fields}
-    spec = Spec.model_validate({**told, "variables": variables, "feature_id": question.latent, "dataset_slice": cut, "seed": seed})
+    spec = Spec.model_validate({**told, "variables": variables, "feature_id": question.latent, "seed": seed})
     lab = open_lab(Context(spec, catalog.typed_variables(spec), Path(), lambda: subject_of(question.subject)))
+    lab.rows = lab.rows.take(numpy_stream(seed, "coverage").integers(0, len(lab.rows), len(lab.rows)))
     measure = import_module(f"mlinterp.experiments.token_sets.{catalog.find(spec.type).type}_measure").measure
     result: ExperimentResult = measure(lab, catalog.typed_variables(spec))
     return result

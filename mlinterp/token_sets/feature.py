@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import pandas as pd
 
-from mlinterp.errors import SpecError
+from mlinterp.errors import ExperimentError, SpecError
 from mlinterp.subjects.token_sets.table import ContextTable
 
 if TYPE_CHECKING:
@@ -16,7 +16,10 @@ if TYPE_CHECKING:
     from mlinterp.subjects.token_sets.subject import TokenSetSubject
 
 _CHUNK = 8192
-"""Contexts whose latents are computed at a time; bounds memory."""
+"""Contexts whose activations at the site are held at a time; bounds memory."""
+
+_NUMBERS = 2**25
+"""Numbers of all latents together that are held at a time, where one latent needs the others."""
 
 
 class Activations(NamedTuple):
@@ -71,7 +74,7 @@ class Feature:
             return self._exactly(table)  # two contexts share a hash
         if not known.all():
             at[~known] = len(self._codes) + np.arange(int((~known).sum()))
-            self._learn(codes[~known], words[first[~known]], self._compute(table.take(first[~known])))
+            self._learn(codes[~known], words[first[~known]], self._fresh(table.take(first[~known])))
         return self._values.take(at[place])
 
     def _learn(self, codes: np.ndarray, words: np.ndarray, values: Activations) -> None:
@@ -84,7 +87,16 @@ class Feature:
         """Return the latent on a table two of whose contexts share a hash, without the cache."""
         _, first, place = np.unique(table.words, axis=0, return_index=True, return_inverse=True)
         self.n_computed += len(first)
-        return self._compute(table.take(first)).take(place.reshape(-1))
+        return self._fresh(table.take(first)).take(place.reshape(-1))
+
+    def _fresh(self, table: ContextTable) -> Activations:
+        """Return what is computed, refusing what is no number: in a mean it would pass for a context that was left out."""
+        found = self._compute(table)
+        broken = ~np.isfinite(found.post) | ~np.isfinite(found.pre)
+        if broken.any():
+            example = table.shown(int(np.flatnonzero(broken)[0]))
+            raise ExperimentError(f"the latent is not finite on {int(broken.sum())} of {len(table)} contexts, such as {example}")
+        return found
 
 
 def _hashed(words: np.ndarray) -> np.ndarray:
@@ -143,18 +155,26 @@ class LatentReader:
         h = self.subject.activations(contexts, self.site)
         if self.sae is None:
             return h
+        found = np.empty((len(h), self.n_latents), dtype=np.float32)
         with torch.inference_mode():
-            return np.concatenate([self.sae.encode(torch.from_numpy(part)).numpy() for part in _parts(h)])
+            for rows in _blocks(len(h), self._at_once):
+                found[rows] = self.sae.encode(torch.from_numpy(h[rows])).numpy()
+        return found
 
     def _one(self, contexts: ContextTable, latent: int) -> Activations:
-        h = self.subject.activations(contexts, self.site)
+        parts = (self.subject.activations(contexts.take(rows), self.site) for rows in _blocks(len(contexts), _CHUNK))
         if self.sae is None:
-            values = h[:, latent].astype(np.float64)
+            values = np.concatenate([h[:, latent] for h in parts]).astype(np.float64)
             return Activations(values, values)
         from mlinterp.token_sets.one_latent import latent_of
 
-        return latent_of(self.sae, latent, _parts(h))
+        return latent_of(self.sae, latent, (h[rows] for h in parts for rows in _blocks(len(h), self._at_once)))
+
+    @property
+    def _at_once(self) -> int:
+        """Contexts of which every latent is computed at a time."""
+        return max(1, min(_CHUNK, _NUMBERS // self.n_latents))
 
 
-def _parts(h: np.ndarray) -> list[np.ndarray]:
-    return [h[start : start + _CHUNK] for start in range(0, max(len(h), 1), _CHUNK)]
+def _blocks(n: int, size: int) -> list[slice]:
+    return [slice(start, start + size) for start in range(0, max(n, 1), size)]

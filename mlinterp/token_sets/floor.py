@@ -13,21 +13,29 @@ MOSTLY = 0.5
 
 
 def check_floor(post: np.ndarray, diagnostics: Diagnostics) -> bool:
-    """Record the share of activations on the floor, and whether it is detected; return that.
+    """Record the share of activations on the floor, and whether it is detected; return that. Undefined ones (NaN) are left out.
 
     >>> check_floor(np.array([0.0, 0.05, 0.1, 1.0]), Diagnostics())
     False
     """
+    post = post[np.isfinite(post)]
     rate = float((post < NEAR_ZERO).mean()) if len(post) else 0.0
     diagnostics.relu_floor_rate, diagnostics.relu_floor_detected = round(rate, 3), rate > MOSTLY
     return rate > MOSTLY
+
+
+NOTHING_BESIDE = 0.01
+"""An effect on the pre-activation that is less than this share of the effect on the activation is none: rounding alone makes some."""
 
 
 def artefact(post: float | None, pre: float | None, tolerance: float = 1e-9) -> bool:
     """Whether an effect on the activation is not there on the pre-activation: an artefact of clipping.
 
     True where the pre-activation shows nothing, or the other sign, while the activation shows something.
+
+    >>> artefact(0.5, 1e-7), artefact(0.5, -0.2), artefact(0.5, 0.5), artefact(0.0, 0.5)
+    (True, True, False, False)
     """
     if post is None or pre is None or abs(post) <= tolerance:
         return False
-    return abs(pre) <= tolerance or (post > 0) != (pre > 0)
+    return abs(pre) <= NOTHING_BESIDE * abs(post) or (post > 0) != (pre > 0)

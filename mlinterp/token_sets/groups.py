@@ -125,16 +125,21 @@ class ObservedGroups:
                 )
         return _ranked(found)
 
-    def effect_table(self, partition: Partition, min_n: int) -> EffectTable:
-        """Return how far each part lies from the mean everywhere, so that it can be measured again."""
+    def effect_table(self, partitions: Sequence[Partition], min_n: int) -> EffectTable:
+        """Return how far each part of some partitions lies from the mean everywhere, so that it can be measured again."""
 
         def effects_of(rows: Rows) -> np.ndarray:
-            at = partition.of(rows.table.group)
-            n = np.bincount(at[at >= 0], minlength=len(partition.labels))
-            total = np.bincount(at[at >= 0], rows.post[at >= 0], minlength=len(partition.labels))
-            return np.where(n >= min_n, total / np.maximum(n, 1) - rows.post.mean(), np.nan)
+            return np.concatenate([_part_means(rows, partition, min_n) for partition in partitions]) - rows.post.mean()
 
-        return observed(_joined(partition), self.rows, effects_of)
+        return observed(_labels(partitions), self.rows, effects_of)
+
+
+def _part_means(rows: Rows, partition: Partition, min_n: int) -> np.ndarray:
+    """Return the mean activation of each part, float64 `[n_parts]`; NaN for one with fewer than `min_n` contexts."""
+    at = partition.of(rows.table.group)
+    n = np.bincount(at[at >= 0], minlength=len(partition.labels))
+    total = np.bincount(at[at >= 0], rows.post[at >= 0], minlength=len(partition.labels))
+    return np.where(n >= min_n, total / np.maximum(n, 1), np.nan)
 
 
 def _from_all(values: np.ndarray, there: np.ndarray) -> Effect:
@@ -199,11 +204,12 @@ class SwappedGroups:
             "control_delta": _mean_or_none(control[known]) if swap.value is not None else None,
         }
 
-    def effect_table(self, partition: Partition, min_n: int) -> EffectTable:
-        """Return how far each part lies from the mean over all groups, context by context, so that it can be measured again."""
-        columns = np.column_stack([self._from_global(partition, number, self.made.post) for number in range(len(partition.labels))])
+    def effect_table(self, partitions: Sequence[Partition], min_n: int) -> EffectTable:
+        """Return how far each part of some partitions lies from the mean over all groups, so that it can be measured again."""
+        every = [(partition, number) for partition in partitions for number in range(len(partition.labels))]
+        columns = np.column_stack([self._from_global(partition, number, self.made.post) for partition, number in every])
         columns[:, np.isfinite(columns).sum(axis=0) < min_n] = np.nan
-        return edited(_joined(partition), columns)
+        return edited(_labels(partitions), columns)
 
 
 def compare_groups(lab: Lab, mode: Mode, n_contexts: int, stable_tokens: Sequence[str]) -> ObservedGroups | SwappedGroups:
@@ -254,5 +260,5 @@ def _mean_or_none(values: np.ndarray) -> float | None:
     return float(known.mean()) if len(known) else None
 
 
-def _joined(partition: Partition) -> list[str]:
-    return [" + ".join(label) for label in partition.labels]
+def _labels(partitions: Sequence[Partition]) -> list[str]:
+    return [" + ".join(label) for partition in partitions for label in partition.labels]

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 CHOOSING = 4096
 """Contexts of the train split by which a concept's latent is chosen."""
 
+_VARIES = 1e-11
+"""Share of a sum of squares that must be variance: less is what rounding leaves of a number that is always the same."""
+
 
 def reader_of(context: Context) -> LatentReader:
     """Return the latents that a spec is about: of its SAE, else the neurons at its subject's readout."""
@@ -65,6 +68,8 @@ def open_lab(context: Context) -> Lab:
     rows = Rows(table, feature(table))
     lab = Lab(spec, package, feature, latent, rows, constraints_of(package, spec.constraints), custom, context.reporter, reader)
     lab.rows = cut(rows.take(lab.admit(table)), spec.dataset_slice, package)
+    if context.variables.feature is not None and spec.dataset_slice.split == "train":
+        lab.warn("the latent was chosen by looking at the train split, on which it is measured: that flatters it")
     return lab
 
 
@@ -91,8 +96,8 @@ def choose(reader: LatentReader, package: DataPackage, feature_id: int | None, c
     known = package.concepts(table)
     if concept not in known:
         raise unknown("variables.feature", concept, known, what="concept of the data package")
-    told = np.isfinite(known[concept])  # a concept need not be defined on every context
-    correlation = _correlations(reader.everything(table)[told], known[concept][told])
+    told = np.flatnonzero(np.isfinite(known[concept]))  # a concept need not be defined on every context
+    correlation = _correlations(reader.everything(table.take(told)), known[concept][told]) if len(told) > 1 else np.full(1, np.nan)
     if not np.isfinite(correlation).any():
         raise ExperimentError(f"no latent varies together with '{concept}' on {len(table)} contexts of the train split")
     best = int(np.nanargmax(correlation))
@@ -100,11 +105,15 @@ def choose(reader: LatentReader, package: DataPackage, feature_id: int | None, c
 
 
 def _correlations(latents: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Return Pearson's correlation of each column with the values, float64 `[n_latents]`; NaN where either does not vary."""
+    """Return Pearson's correlation of each column with the values, float64 `[n_latents]`; NaN where either does not vary.
+
+    A latent that varies by less than rounding (of single precision, beside its own size) does not: it would correlate with anything.
+    """
     values = np.asarray(values, dtype=np.float64)
     centred = values - values.mean()
     mean = latents.mean(axis=0, dtype=np.float64)
-    square = np.einsum("ij,ij->j", latents, latents, dtype=np.float64) - len(latents) * mean**2
-    size = np.sqrt(np.maximum(square, 0.0) * (centred @ centred))
-    shared = (centred.astype(np.float32) @ latents).astype(np.float64)
-    return np.divide(shared, size, out=np.full(len(mean), np.nan), where=size > 1e-9 * max(1.0, float(np.abs(values).max())))
+    whole = np.einsum("ij,ij->j", latents, latents, dtype=np.float64)
+    square, own = whole - len(latents) * mean**2, float(centred @ centred)
+    varies = (square > _VARIES * whole) & (own > _VARIES * float(values @ values))
+    shared = np.einsum("i,ij->j", centred, latents, dtype=np.float64)
+    return np.divide(shared, np.sqrt(np.maximum(square * own, 0.0)), out=np.full(len(mean), np.nan), where=varies)

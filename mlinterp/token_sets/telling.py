@@ -37,8 +37,13 @@ def flag_artefacts(lab: Lab, rows: list[dict[str, Any]], post: str, pre: str) ->
         lab.warn("an effect on the activation is not there on the pre-activation: clipping at the ReLU floor made it")
 
 
-def judge(result: ExperimentResult, name: str, effect: Effect, null: str, null_value: float = 0.0, of: int = 1) -> None:
-    """Record an effect as what predictions about the number `name` are judged by; `of`: it was chosen as the largest of so many."""
-    found = effect.estimate("context", null, null_value)
+def judge(
+    result: ExperimentResult, name: str, effect: Effect, null: str, null_value: float = 0.0, of: int = 1, beyond: Effect | None = None
+) -> None:
+    """Record an effect as what predictions about the number `name` are judged by; `of`: it was chosen as the largest of so many.
+
+    Where the null was measured too, `beyond` is the effect less the null, context by context: its p value is that of the null.
+    """
+    found = effect.estimate("context", null, null_value, None if beyond is None else beyond.p)
     if found is not None:
         record(result, {name: largest_of(of, found)})

@@ -1,17 +1,18 @@
 """The poker project: its rules, its deals, its constraint and its hand-built network, each against an oracle of its own."""
 
 import importlib.util
-import shutil
 from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import yaml
 
-import mlinterp
 from mlinterp.errors import SpecError
+from mlinterp.experiments.base import Context
+from mlinterp.experiments.catalog import find, typed_variables
+from mlinterp.project import read_project
+from mlinterp.spec import Spec
 from mlinterp.subjects.token_sets import edits
 from mlinterp.subjects.token_sets.table import NO_GROUP, ContextTable
 
@@ -216,27 +217,34 @@ def test_the_printed_truths_are_what_the_rules_say_by_hand(truth):
     assert truth.games("flush", "suit_h_5")["razz"] == 0.0
 
 
-def test_experiments_on_the_rules_find_the_rules_exactly(tmp_path, monkeypatch, truth):
-    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("MLINTERP_THREADS", "1")
-    project = tmp_path / "projects" / "poker"
-    shutil.copytree(ROOT, project, ignore=shutil.ignore_patterns("__pycache__"))
-    variables = {"mode": "interventional", "n_contexts": 6000, "controls": 0}
-    spec = {
-        "type": "study",
-        "subject": "rules",
-        "steps": [
-            {"name": "rank", "type": "family_1d_sweep", "variables": {"feature": "pair", "family": "rank_7", **variables}},
-            {"name": "suit", "type": "family_1d_sweep", "variables": {"feature": "flush", "family": "suit_h", **variables}},
-            {"name": "cores", "type": "minimal_cores", "variables": {"feature": "flush", "max_examples": 50}},
-        ],
-    }
-    (project / "exact.yaml").write_text(yaml.safe_dump(spec))
-    found = mlinterp.run_spec(project / "exact.yaml")
-    results = {child.label: child.result for child in found.children}
-    for step, concept, family in (("rank", "pair", "rank_7"), ("suit", "flush", "suit_h")):
-        measured = [(row["rung"], row["n"], row["mean_delta"]) for row in results[step].tables["rung_deltas"].rows]
-        assert measured == [(rung, n, pytest.approx(effect, abs=1e-12)) for rung, n, effect in truth.sweep(concept, family)]
-    cores = results["cores"].tables["minimal_cores"].rows
-    assert {row["minimal_tokens"] for row in cores} == {f"suit_{suit}_5" for suit in "cdhs"}
+@pytest.fixture(scope="module")
+def rules():
+    return read_project(ROOT / "project.yaml").load_subject("rules")
+
+
+def ask(rules, tmp_path, kind, **variables):
+    spec = Spec.model_validate({"type": kind, "subject": "rules", "variables": variables})
+    return find(kind).run(Context(spec, typed_variables(spec), tmp_path, lambda: rules))
+
+
+@pytest.mark.parametrize(("concept", "family"), [("pair", "rank_7"), ("trips", "rank_A"), ("straight", "rank_5"), ("flush", "suit_h")])
+def test_a_sweep_over_every_context_finds_the_exact_effect_of_each_rung(rules, truth, tmp_path, concept, family):
+    found = ask(rules, tmp_path, "family_1d_sweep", feature=concept, family=family, mode="interventional", n_contexts=6000, controls=0)
+    measured = [(row["rung"], row["n"], row["mean_delta"]) for row in found.tables["rung_deltas"].rows]
+    assert measured == [(rung, n, pytest.approx(effect, abs=1e-12)) for rung, n, effect in truth.sweep(concept, family)]
+
+
+@pytest.mark.parametrize(("concept", "expected"), [("pair", -2.0), ("two_pair", 1.0), ("flush", 0.0)])
+def test_a_pair_and_a_pair_interact_as_the_rules_say_in_every_context(rules, tmp_path, concept, expected):
+    tokens = ["rank_7_2", "rank_K_2"]
+    found = ask(rules, tmp_path, "pairwise_interactions", feature=concept, candidate_tokens=tokens, n_contexts=2000, controls=0)
+    (row,) = found.tables["pair_interactions"].rows
+    assert (row["interaction"], row["std_error"]) == (expected, 0.0)
+    assert row["n"] > 100
+
+
+def test_the_smallest_core_of_a_flush_is_one_suit_and_of_a_pair_one_rank(rules, tmp_path):
+    expected = {"flush": [f"suit_{suit}_5" for suit in hands.SUITS], "pair": [f"rank_{rank}_2" for rank in hands.RANKS]}
+    for concept, cores in expected.items():
+        found = ask(rules, tmp_path, "minimal_cores", feature=concept, max_examples=300)
+        assert {row["minimal_tokens"] for row in found.tables["minimal_cores"].rows} == set(cores)

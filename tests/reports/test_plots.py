@@ -176,6 +176,13 @@ def test_the_reference_is_drawn_across_and_named():
     assert "reference 0.25" in [text.get_text() for text in texts(canvas)]
 
 
+def test_the_reference_of_a_histogram_stands_where_its_value_is():
+    canvas, axes, _ = painted(figure("histogram", reference=7.5), table(*({"x": value} for value in (1.0, 1.5, 2.0))))
+    assert [7.5, 7.5] in [list(line.get_xdata()) for line in axes.lines]
+    assert axes.get_xlim()[1] > 7.5
+    assert "reference 7.5" in [text.get_text() for text in texts(canvas)]
+
+
 def test_bars_with_long_labels_lie_down_in_reading_order():
     _, axes, _ = painted(figure("bar"), table(*({"x": f"{LONG} {i}", "y": float(i)} for i in range(8))))
     assert axes.yaxis_inverted()

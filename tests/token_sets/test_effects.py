@@ -13,18 +13,43 @@ RNG = np.random.default_rng(0)
 A, B, C, D = (RNG.normal(loc, scale, n) for loc, scale, n in [(1, 1, 12), (0.3, 2, 30), (0, 0.5, 9), (2, 1, 17)])
 
 
-def test_the_mean_of_paired_changes_is_student_s_t() -> None:
-    effect, reference = mean_effect(A), stats.ttest_1samp(A, 0)
-    assert effect.p == pytest.approx(reference.pvalue, rel=1e-12)
-    assert (effect.low, effect.high) == pytest.approx(tuple(reference.confidence_interval()), rel=1e-12)
-    assert effect.std_error == pytest.approx(stats.sem(A))
+def symmetric(values: np.ndarray) -> np.ndarray:
+    """The values and their mirror images: no skewness is left."""
+    return np.concatenate([values, 2 * values.mean() - values])
 
 
-def test_the_difference_of_two_groups_is_welch_s_t() -> None:
-    effect, reference = difference(A, B), stats.ttest_ind(A, B, equal_var=False)
-    assert effect.p == pytest.approx(reference.pvalue, rel=1e-12)
-    assert (effect.low, effect.high) == pytest.approx(tuple(reference.confidence_interval()), rel=1e-12)
-    assert effect.n == 12
+def test_the_mean_of_paired_changes_is_student_s_t_where_nothing_is_skewed() -> None:
+    values = symmetric(A)
+    effect, reference = mean_effect(values), stats.ttest_1samp(values, 0)
+    assert effect.p == pytest.approx(reference.pvalue, rel=1e-9)
+    assert (effect.low, effect.high) == pytest.approx(tuple(reference.confidence_interval()), rel=1e-9)
+    assert effect.std_error == pytest.approx(stats.sem(values))
+
+
+@pytest.mark.parametrize("group", [A, B, C, np.concatenate([np.zeros(40), D])])
+def test_the_p_of_a_mean_is_where_its_interval_ends(group: np.ndarray) -> None:
+    effect = mean_effect(group)
+    for end in (effect.low, effect.high):
+        assert mean_effect(group - end).p == pytest.approx(0.05, rel=1e-6)
+
+
+def test_a_mean_of_mostly_silent_values_is_covered_as_often_as_said() -> None:
+    rng, hits, plain = np.random.default_rng(3), 0, 0
+    for _ in range(1000):
+        values = np.where(rng.random(100) < 0.15, rng.exponential(1.0, 100), 0.0)
+        effect, reference = mean_effect(values), stats.ttest_1samp(values, 0).confidence_interval()
+        hits += effect.low <= 0.15 <= effect.high
+        plain += reference[0] <= 0.15 <= reference[1]
+    assert 0.935 <= hits / 1000 <= 0.975
+    assert plain / 1000 < 0.915
+
+
+def test_the_difference_of_two_groups_is_welch_s_t_where_nothing_is_skewed() -> None:
+    one, other = symmetric(A), symmetric(B)
+    effect, reference = difference(one, other), stats.ttest_ind(one, other, equal_var=False)
+    assert effect.p == pytest.approx(reference.pvalue, rel=1e-9)
+    assert (effect.low, effect.high) == pytest.approx(tuple(reference.confidence_interval()), rel=1e-9)
+    assert effect.n == 24
 
 
 def test_a_weighted_sum_of_two_groups_is_their_difference() -> None:

@@ -99,10 +99,13 @@ def test_swaps_agree_with_one_context_at_a_time() -> None:
 
 @pytest.mark.parametrize("mode", ["observational", "interventional"])
 def test_its_effect_table_repeats_the_deltas(mode: str) -> None:
-    asked = sweep(mode=mode, min_examples=1, attributes=["special"])
-    found = effect_table(crossed(), asked)
-    rows = measure(crossed(), asked).tables["special_stats"].rows
-    assert dict(zip(found.labels, found.values, strict=True)) == {row["special"]: pytest.approx(row["delta_from_global"]) for row in rows}
+    asked = sweep(mode=mode, min_examples=1)
+    found, tables = effect_table(crossed(), asked), measure(crossed(), asked).tables
+    assert dict(zip(found.labels, found.values, strict=True)) == {
+        f"{name}={row[name]}": pytest.approx(row["delta_from_global"])
+        for name in ("sub", "special")
+        for row in tables[f"{name}_stats"].rows
+    }
 
 
 def test_what_cannot_be_answered_is_said() -> None:

@@ -130,6 +130,8 @@ def test_a_context_that_may_not_hold_two_rungs_is_skipped_and_counted() -> None:
 def test_what_cannot_be_answered_is_said() -> None:
     with pytest.raises(ExperimentError, match="family 'special_charge_up' occurs in none of 2 contexts"):
         measure(observed_lab([(0.1, ["comeback"]), (0.2, [])]), interference())
+    with pytest.raises(ExperimentError, match="family 'special_charge_up' occurs in none of 1 contexts"):
+        measure(computed_lab(masked, [["comeback"]], BUILDS), interference(mode="interventional"))
     with pytest.raises(ExperimentError, match=r"latent 0 has the same activation, 0.5, in all 2 contexts"):
         measure(observed_lab([(0.5, ALONE), (0.5, BOTH)]), interference())
     with pytest.raises(ValidationError, match="give family, or modulator_token whose family is meant"):

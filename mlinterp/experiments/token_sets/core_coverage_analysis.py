@@ -60,6 +60,6 @@ EXPERIMENT = Experiment(
     check_domain=check_names,
     aliases=("core_coverage",),
     inputs=INPUTS,
-    headlines=("aggregates/best_driver_coverage", "aggregates/n_tail_markers"),
+    headlines=("aggregates/best_driver_coverage", "aggregates/top_tail_marker_coverage"),
     example={"subject": "NAME", "feature_id": 0, "variables": {"tokens_to_check": ["FAMILY"]}},
 )

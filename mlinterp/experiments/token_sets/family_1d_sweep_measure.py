@@ -10,9 +10,9 @@ import numpy as np
 from mlinterp.experiments.token_sets.family_1d_sweep import FamilySweepVariables
 from mlinterp.result import ExperimentResult, Figure
 from mlinterp.subjects.token_sets.vocabulary import Family
-from mlinterp.token_sets.counterfactual import Changes, family_changes, matched_controls
-from mlinterp.token_sets.effect_table import EffectTable, edited, observed
-from mlinterp.token_sets.effects import NOTHING, Effect, compared, mean_effect
+from mlinterp.token_sets.counterfactual import Changes, beyond_controls, control_draws, family_changes
+from mlinterp.token_sets.effect_table import EffectTable, column_means, edited, observed
+from mlinterp.token_sets.effects import NOTHING, Effect, compared, mean_effect, mean_of_cells
 from mlinterp.token_sets.lab import Lab
 from mlinterp.token_sets.slicing import Rows
 from mlinterp.token_sets.telling import adjust, flag_artefacts, judge, status
@@ -34,8 +34,9 @@ def effect_table(lab: Lab, variables: FamilySweepVariables) -> EffectTable:
     rungs = _there(family, variables.rungs)
     labels = [lab.vocabulary.label(family.name, rung) for rung in rungs]
     if variables.mode == "interventional":
-        bases = lab.bases(variables.n_contexts, variables.stable_tokens)
-        return edited(labels, family_changes(lab, bases, family, rungs).post)
+        post = family_changes(lab, lab.bases(variables.n_contexts, variables.stable_tokens), family, rungs).post
+        post[:, np.isfinite(post).sum(axis=0) < variables.min_n] = np.nan
+        return edited(labels, post)
 
     def effects_of(rows: Rows) -> np.ndarray:
         at = rows.table.rungs(family.name)
@@ -108,7 +109,8 @@ def _intervene(lab: Lab, variables: FamilySweepVariables) -> ExperimentResult:
     bases = lab.bases(variables.n_contexts, variables.stable_tokens)
     made = family_changes(lab, bases, family, rungs)
     spare = [lab.vocabulary.parse(token)[0] for token in variables.stable_tokens]
-    control = matched_controls(lab, bases, family, rungs, variables.controls, spare)
+    controls = control_draws(lab, bases, family, rungs, variables.controls, spare)
+    control = None if controls is None else column_means(controls)
     if control is None:
         lab.warn("there is no control: no other family of the kind was edited")
     deltas, stats, effects = [], [], []
@@ -119,12 +121,13 @@ def _intervene(lab: Lab, variables: FamilySweepVariables) -> ExperimentResult:
         effects.append(effect)
         stats.append(_after_row(rung, label, made, rungs, effect))
     if variables.include_absent:
-        own = mean_effect(made.before)
+        before, min_n = made.before[np.isfinite(made.before)], variables.min_n
+        own = mean_effect(before) if len(before) >= min_n else NOTHING._replace(n=len(before))
         stats.insert(0, {"rung": 0, "label": "absent", "mean_activation": own.value, "std": own.std, "stderr": own.std_error, "n": own.n})
-        stats[0] |= {"delta_from_baseline": 0.0, "status": "ok"}
+        stats[0] |= {"delta_from_baseline": None if own.value is None else 0.0, "status": status(own.n, min_n)}
     result = lab.result("interventional", made.before)
     _tables(result, lab, family, deltas, stats)
-    _sum_up(result, made, control)
+    _sum_up(result, made, controls, variables.min_n)
     _extremes(result, asked, effects)
     return result
 
@@ -163,29 +166,25 @@ def _after_row(rung: int, label: str, made: Changes, rungs: list[int], effect: E
     return row
 
 
-def _sum_up(result: ExperimentResult, made: Changes, control: np.ndarray | None) -> None:
-    """Fill in the mean change over contexts and rungs, and how far it lies beyond the control."""
-    known = np.isfinite(made.post)
+def _sum_up(result: ExperimentResult, made: Changes, controls: np.ndarray | None, min_n: int) -> None:
+    """Fill in the mean change over contexts and rungs, and how far it lies beyond the controls."""
+    known, before = np.isfinite(made.post), mean_effect(made.before[np.isfinite(made.before)])
     aggregates = result.aggregates
-    aggregates.base_activation_mean = float(made.before.mean())
-    aggregates.base_activation_std = float(made.before.std(ddof=1)) if len(made.before) > 1 else None
+    aggregates.base_activation_mean, aggregates.base_activation_std = before.value, before.std
     aggregates.n_samples, aggregates.n_conditions = int(known.any(axis=1).sum()), int(known.any(axis=0).sum())
-    if not known.any():
+    if aggregates.n_samples < min_n:
         return
-    aggregates.mean_delta = float(made.post[known].mean())
+    overall = mean_of_cells(made.post)
+    aggregates.mean_delta = overall.value
     aggregates.std_delta = float(made.post[known].std(ddof=1)) if known.sum() > 1 else None
-    each = np.array([row[there].mean() for row, there in zip(made.post, known, strict=True) if there.any()])
-    matched = None if control is None else np.where(known, control, np.nan)
-    baseline = None if matched is None or not np.isfinite(matched).any() else float(np.nanmean(matched))
-    overall = mean_effect(each)._replace(value=aggregates.mean_delta)
-    judge(
-        result, "aggregates/mean_delta", overall, "the same edits of other families" if baseline is not None else "no edit", baseline or 0.0
-    )
-    if matched is not None and baseline is not None:
-        beyond = made.post - matched
-        adjusted = mean_effect(np.array([row[np.isfinite(row)].mean() for row in beyond if np.isfinite(row).any()]))
-        result.metrics |= {"effect/control_delta": baseline, "effect/adjusted_delta": adjusted.value or 0.0}
-        judge(result, "effect/adjusted_delta", adjusted, "the same edits of other families")
+    beyond = None if controls is None else beyond_controls(made.post, controls)
+    if beyond is None:
+        judge(result, "aggregates/mean_delta", overall, "no edit")
+        return
+    control, adjusted = beyond
+    judge(result, "aggregates/mean_delta", overall, "the same edits of other families", control, beyond=adjusted)
+    result.metrics |= {"effect/control_delta": control, "effect/adjusted_delta": adjusted.value or 0.0}
+    judge(result, "effect/adjusted_delta", adjusted, "the same edits of other families")
 
 
 def _extremes(result: ExperimentResult, rungs: Sequence[int], effects: Sequence[Effect]) -> None:

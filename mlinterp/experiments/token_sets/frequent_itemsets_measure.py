@@ -56,7 +56,8 @@ def measure(lab: Lab, variables: ItemsetVariables) -> ExperimentResult:
     mined = _mine(lab, variables, high, others)
     p = enrichment_p(mined.count, mined.n, mined.others, mined.n_others)
     adjusted = benjamini_hochberg(p) if len(p) else p
-    order = sorted(range(len(p)), key=lambda at: (-mined.lift[at], -mined.count[at], mined.sets[at]))
+    lift = mined.lift
+    order = sorted(range(len(p)), key=lambda at: (-lift[at], -mined.count[at], mined.sets[at]))
     rows = [_row(mined, at, float(p[at]), float(adjusted[at])) for at in order[: variables.top_k]]
     if len(order) > variables.top_k:
         lab.warn(f"{len(order)} sets are frequent: the table lists the {variables.top_k} of highest lift")

@@ -42,11 +42,14 @@ def measure(lab: Lab, variables: KitSweepVariables) -> ExperimentResult:
 
 
 def effect_table(lab: Lab, variables: KitSweepVariables) -> EffectTable:
-    """Return how far each value of the first attribute lies from the mean of all, or with combinations each combination of them."""
+    """Return how far each value of each attribute lies from the mean of all, so that it can be measured again."""
     names = _attributes(lab, variables)
     lab, groups = _opened(lab, variables)
-    chosen = names if variables.analyze_combinations else names[:1]
-    return groups.effect_table(by_attributes(lab.package, chosen), variables.min_examples)
+    partitions = []
+    for name in names:
+        found = by_attributes(lab.package, [name])
+        partitions.append(replace(found, labels=tuple((f"{name}={value}",) for (value,) in found.labels)))
+    return groups.effect_table(partitions, variables.min_examples)
 
 
 def _attributes(lab: Lab, variables: KitSweepVariables) -> list[str]:

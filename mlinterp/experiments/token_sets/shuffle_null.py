@@ -33,7 +33,7 @@ EXPERIMENT = Experiment(
     check_domain=check_object_names,
     modes=("observational", "interventional"),
     inputs=INPUTS,
-    headlines=("aggregates/p_value", "aggregates/observed_stat"),
+    headlines=("aggregates/p_value",),
     example={
         "subject": "NAME",
         "feature_id": 0,

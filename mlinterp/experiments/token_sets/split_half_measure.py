@@ -70,7 +70,8 @@ def measure(lab: Lab, variables: SplitHalfVariables) -> ExperimentResult:
         for label, value, one, other in zip(table.labels, table.values, *shown, strict=True)
     ]
     result.add_table("effects", effects_rows, description=about)
-    result.add_table("null_correlations", [{"draw": at, "mean_correlation": value} for at, value in enumerate(null, start=1)])
+    null_rows = [{"draw": at, "mean_correlation": value} for at, value in enumerate(null, start=1)]
+    result.add_table("null_correlations", null_rows, description="The mean correlation over as many splits, in each draw of shuffled data.")
     _sum_up(result, lab, table, np.array([one.pearson for one in splits]), np.array(null))
     _pictures(result, lab, variables)
     return result

@@ -41,6 +41,6 @@ EXPERIMENT = Experiment(
     aliases=("group_sweep",),
     modes=("observational", "interventional"),
     inputs=INPUTS,
-    headlines=("aggregates/top_weapon_delta", "aggregates/weapon_range"),
+    headlines=("aggregates/top_weapon_delta", "aggregates/min_delta"),
     example={"subject": "NAME", "feature_id": 0, "variables": {"mode": "interventional"}},
 )

@@ -49,7 +49,7 @@ def measure(lab: Lab, variables: WeaponSweepVariables) -> ExperimentResult:
 def effect_table(lab: Lab, variables: WeaponSweepVariables) -> EffectTable:
     """Return how far each group lies from the mean of all, so that it can be measured again."""
     lab, groups = _opened(lab, variables)
-    return groups.effect_table(each_group(lab.package), variables.min_examples)
+    return groups.effect_table([each_group(lab.package)], variables.min_examples)
 
 
 def _opened(lab: Lab, variables: WeaponSweepVariables) -> tuple[Lab, ObservedGroups | SwappedGroups]:
@@ -87,8 +87,8 @@ def _sum_up(result: ExperimentResult, parts: Sequence[Part], names: Sequence[str
         "weapon_range": (first.activation.value or 0.0) - (last.activation.value or 0.0),
     }
     for name in ("aggregates/top_weapon_delta", "aggregates/max_delta"):
-        judge(result, name, first.delta, "the mean of all groups", of=len(parts))
-    judge(result, "aggregates/min_delta", last.delta, "the mean of all groups", of=len(parts))
+        judge(result, name, first.delta, "the mean of all contexts", of=len(parts))
+    judge(result, "aggregates/min_delta", last.delta, "the mean of all contexts", of=len(parts))
 
 
 def _tell_dominance(result: ExperimentResult, lab: Lab, parts: Sequence[Part], names: Sequence[str]) -> None:

@@ -75,6 +75,7 @@ def measure(lab: Lab, variables: InterferenceVariables) -> ExperimentResult:
         pairs = [_observed(rows, family, low, high, variables.min_n) for low, high in _below(rungs)]
         floor = rows.post
     else:
+        lab.require_family(family.name, lab.rows)
         pairs, floor = _edited(lab, family, rungs, variables)
     result = lab.result(variables.mode, floor)
     measured = sorted((pair for pair in pairs if pair.effect.value is not None), key=lambda pair: pair.effect.value or 0.0)
@@ -137,7 +138,7 @@ def _edited(lab: Lab, family: Family, rungs: list[int], variables: InterferenceV
                     pair = pair._replace(control=float(control[beside].mean()), beyond=mean_effect(post[beside] - control[beside]))
             pairs.append(pair)
     if all(pair.beyond is None for pair in pairs):
-        lab.warn("there is no control: no context holds another ordered family whose lower token could be taken out or put in")
+        lab.warn("there is no control: no context holds another such family whose lower token could be taken out or put in")
     return pairs, np.concatenate(before)
 
 
@@ -168,12 +169,13 @@ def _toggled(lab: Lab, bases: ContextTable, token: str) -> tuple[np.ndarray, np.
 
 
 def _control(lab: Lab, bases: ContextTable, family: Family, low: int, draws: int, spare: list[str]) -> np.ndarray:
-    """Return what the lower token of other ordered families changes in the same contexts, the mean over `draws` of them, float64 `[n]`.
+    """Return what the lower token of other families of the encoding changes in the same contexts, the mean over `draws`, float64 `[n]`.
 
     The token stands at the same height of the other's ladder, and is taken out or put in where the context holds a higher one of it.
     NaN where a context holds none.
     """
-    others = [other for other in lab.vocabulary.families if not other.is_binary and other.name not in spare]
+    alike = [other for other in lab.vocabulary.families if not other.is_binary and other.encoding == family.encoding]
+    others = [other for other in alike if other.name not in spare]
     found = [np.full(len(bases), np.nan)]
     for picked in sorted(lab.stream("controls", family.name).permutation(len(others))[:draws].tolist()):
         other = others[picked]

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from mlinterp.errors import unknown
 from mlinterp.subjects.token_sets.vocabulary import Vocabulary
 
 NO_GROUP = -1
@@ -47,12 +48,15 @@ class ContextTable:
 
     @classmethod
     def of(cls, vocabulary: Vocabulary, groups: Sequence[str], contexts: Iterable[tuple[Iterable[str], str | None]]) -> ContextTable:
-        """Build a table from sets of tokens and group keys. Special tokens are left out; raises SpecError for an unknown one."""
+        """Build a table from sets of tokens and group keys. Special tokens are left out; raises SpecError for what is unknown."""
         listed = [({token for token in tokens if token not in vocabulary.special}, group) for tokens, group in contexts]
         incidence = np.zeros((len(listed), len(vocabulary)), dtype=bool)
         numbers = {name: number for number, name in enumerate(groups)}
         for row, (tokens, _) in enumerate(listed):
             incidence[row, vocabulary.numbers(sorted(tokens))] = True
+        strange = next((name for _, name in listed if name is not None and name not in numbers), None)
+        if strange is not None:
+            raise unknown("group", strange, list(numbers))
         group = np.array([NO_GROUP if name is None else numbers[name] for _, name in listed], dtype=np.int64)
         return cls(vocabulary, tuple(groups), incidence, group)
 

@@ -78,6 +78,8 @@ class Vocabulary:
         self._number.update({token: number for number, token in enumerate(self.tokens)})
         if len(self._number) != len(self.tokens) or len({family.name for family in self.families}) != len(self.families):
             raise ValueError("two families share a name or a token")
+        if shared := self._number.keys() & set(self.special):
+            raise ValueError(f"'{min(shared)}' is a special token and a family's")
         if self.empty is not None and self.empty not in self.special:
             raise ValueError(f"the empty token '{self.empty}' is not among the special ones")
 

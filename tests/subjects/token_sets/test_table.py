@@ -66,3 +66,9 @@ def test_tables_are_taken_apart_and_stacked_again():
     np.testing.assert_array_equal(again.words, table.words)
     assert table.group[0] == NO_GROUP
     assert not table.incidence[0].any()
+
+
+def test_taken_contexts_have_the_same_levels_whether_or_not_they_were_known_before():
+    table, rows = PACKAGE.contexts("test"), np.array([7, 7, 0, 30])
+    fresh = table.take(rows).levels
+    assert table.levels[rows].tolist() == fresh.tolist() == table.take(rows).levels.tolist()
