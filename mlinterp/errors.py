@@ -147,10 +147,9 @@ def listed(names: Sequence[str], width: int = 120) -> str:
     >>> listed(["power", "speed", "shield"], width=14)
     'power, speed, …'
     """
-    shown, room = [], width
+    shown: list[str] = []
     for name in names:
-        room -= len(name) + 2
-        if room < 0 and shown:
+        if shown and len(", ".join([*shown, name])) > width:
             break
         shown.append(name)
     return ", ".join(shown) + (", …" if len(shown) < len(names) else "")

@@ -214,7 +214,9 @@ def _ruling(summary: RunSummary) -> list[str]:
 def _headline(summary: RunSummary) -> str:
     if summary.result is None or not summary.result.success:
         return summary.error or (summary.result.error_message if summary.result else None) or ""
-    numbers = summary.result.metrics or summary.result.numbers()
+    everything = summary.result.numbers()
+    estimated = {name: everything[name] for name in summary.result.estimates if name in everything}
+    numbers = summary.result.metrics or estimated or everything
     telling = [name for name in numbers if not name.endswith(_ROUTINE) and not name.startswith("diagnostics/")]
     return "  ".join(f"{name} {numbers[name]:.4g}" for name in telling[:4])
 

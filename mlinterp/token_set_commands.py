@@ -31,6 +31,11 @@ MOST_ROWS = 20
 MOST_COLUMNS = 9
 """Of a table on the terminal: the run has the whole of it."""
 
+_MEANS = {
+    "observational": "contexts as they are; the numbers show what goes together, not what causes what",
+    "interventional": "contexts were edited, or the latent was, and the model run again; a change is an effect of the edit",
+}
+
 Run = Callable[[Spec, Project, bool, bool, "Callable[[RunSummary], None]"], None]
 """Runs (spec, project, again, quiet, what tells of it)."""
 Format = Literal["markdown", "json"]
@@ -318,7 +323,11 @@ def _aside(lines: Any) -> None:
 
 
 def _show_tables(summary: RunSummary) -> None:
-    for table in summary.result.tables.values() if summary.result else ():
+    """Print a result's tables, as much of each as fits, and what kind of numbers they hold."""
+    if summary.result is None:
+        return
+    show_lines(["", f"{summary.result.mode}: {_MEANS[summary.result.mode]}"])
+    for table in summary.result.tables.values():
         columns = table.columns[:MOST_COLUMNS]
         more = [f"{len(table.rows)} rows"] if len(table.rows) > MOST_ROWS else []
         more += [f"{len(table.columns)} columns"] if len(columns) < len(table.columns) else []

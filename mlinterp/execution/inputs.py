@@ -44,7 +44,9 @@ def with_defaults(spec: Spec, project: Project) -> Spec:
     """
     if spec.is_study:
         given = {step.name: _defaults(step.type, _subject_of(step, spec.subject), project) for step in spec.steps}
-        return spec.model_copy(update={"steps": [step.model_copy(update={"inputs": given[step.name] | step.inputs}) for step in spec.steps]})
+        return spec.model_copy(
+            update={"steps": [step.model_copy(update={"inputs": given[step.name] | step.inputs}) for step in spec.steps]}
+        )
     return spec.model_copy(update={"inputs": _defaults(spec.type, _subject_of(spec), project) | spec.inputs})
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -16,7 +17,7 @@ from typing import Annotated, Any
 
 from pydantic import StringConstraints
 
-from mlinterp.errors import SpecError, unknown
+from mlinterp.errors import MlinterpError, SpecError, unknown
 from mlinterp.io.digests import sha256_json
 from mlinterp.io.paths import resolve_inside
 
@@ -48,6 +49,18 @@ def load_function(root: Path, named: str, field: str) -> Callable[..., Any]:
         names = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
         raise unknown(field, function, names, what=f"function of {file}")
     return found
+
+
+def call(function: Callable[..., Any], named: str, field: str, *given: Any) -> Any:
+    """Call a project's function. Whatever it raises that mlinterp does not know becomes a SpecError that says where in its file."""
+    try:
+        return function(*given)
+    except MlinterpError:
+        raise
+    except Exception as error:
+        at = traceback.extract_tb(error.__traceback__)[-1]
+        problem = f"{named} raised {type(error).__name__} at {Path(at.filename).name}:{at.lineno}: {error}"
+        raise SpecError(problem, field=field) from error
 
 
 def _module(root: Path, path: Path) -> ModuleType:

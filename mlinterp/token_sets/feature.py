@@ -68,7 +68,7 @@ class Feature:
         place, codes = pd.factorize(_hashed(words))
         first = np.empty(len(codes), dtype=np.int64)
         first[place[::-1]] = np.arange(len(place))[::-1]  # of equal contexts the first is written last
-        at = self._codes.get_indexer(codes)
+        at = self._codes.get_indexer(pd.Index(codes))
         known = at >= 0
         if not (words == words[first][place]).all() or (known.any() and not (self._words[at[known]] == words[first[known]]).all()):
             return self._exactly(table)  # two contexts share a hash

@@ -192,8 +192,22 @@ def observed_interaction(values: np.ndarray, held: np.ndarray, min_n: int) -> Ef
         held: which contexts hold each item, bool `[n, size]`.
         min_n: contexts that each corner needs; with fewer in one there is no value, and `n` says how many the smallest has.
     """
-    size = held.shape[1]
-    corner = held @ (1 << np.arange(size))
-    parts = [(float(sign), values[corner == number]) for number, sign in enumerate(signs(size))]
+    corner = _corner_of(held)
+    parts = [(float(sign), values[corner == number]) for number, sign in enumerate(signs(held.shape[1]))]
     smallest = min(len(part) for _, part in parts)
     return combined(parts) if smallest >= min_n else NOTHING._replace(n=smallest)
+
+
+def observed_value(values: np.ndarray, held: np.ndarray, min_n: int) -> float:
+    """Return the value of `observed_interaction` alone, NaN where there is none; fast enough for a thousand permutations."""
+    corner, size = _corner_of(held), held.shape[1]
+    n = np.bincount(corner, minlength=2**size)
+    if n.min() < min_n:
+        return float("nan")
+    return float(np.bincount(corner, weights=values, minlength=2**size) / n @ signs(size))
+
+
+def _corner_of(held: np.ndarray) -> np.ndarray:
+    """Return the corner that each context stands at, int64 `[n]`."""
+    found: np.ndarray = sum(column.astype(np.int64) << bit for bit, column in enumerate(held.T))
+    return found

@@ -15,7 +15,7 @@ from mlinterp.errors import ExperimentError
 from mlinterp.estimates import LEVEL
 from mlinterp.stats import Interval
 
-MOST_CANDIDATES = 20_000_000
+MOST_CANDIDATES = 10_000_000
 """Candidates of one size; more of them take minutes and gigabytes."""
 _BLOCK = 2**22
 """Words of 64 contexts that are ANDed at a time; bounds memory."""
@@ -140,7 +140,7 @@ def lift_interval(count: int, n: int, others: int, n_others: int) -> Interval:
     Infinite, without an interval, where no other holds it; NaN where nobody does.
 
     >>> [round(bound, 3) for bound in lift_interval(15, 25, 5, 50)]
-    [6.0, 2.459, 14.643]
+    [6.0, 2.461, 14.626]
     """
     if not others:
         return Interval(float("inf") if count else float("nan"), float("nan"), float("nan"))

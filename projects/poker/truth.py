@@ -31,6 +31,12 @@ class Truth:
             rows.append((rung, len(effect), float(effect.mean())))
         return rows
 
+    def seen(self, concept: str, family: str) -> list[tuple[int, int, float]]:
+        """Return (rung, contexts, difference) of the contexts at each rung of a family from those without it, nothing edited."""
+        at, value = self.contexts.rungs(family), self.package.concepts(self.contexts)[concept]
+        rungs = self.package.vocabulary.family(family).rungs
+        return [(rung, int((at == rung).sum()), float(value[at == rung].mean() - value[at == 0].mean())) for rung in rungs]
+
     def interaction(self, concept: str, first: str, second: str) -> np.ndarray:
         """Return f(both) - f(first) - f(second) + f(neither) for each context, `[n]`; neither family is there before."""
         start = self.contexts
@@ -54,10 +60,12 @@ class Truth:
 def main() -> None:
     """Print the exact answers."""
     truth = Truth()
-    print("effect of each rung, by the rules")
-    for concept, family in (("pair", "rank_7"), ("trips", "rank_7"), ("quads", "rank_7"), ("straight", "rank_7"), ("flush", "suit_h")):
-        cells = "  ".join(f"{rung}: {effect:+.4f} (n {n})" for rung, n, effect in truth.sweep(concept, family))
-        print(f"  {concept:9} {family}   {cells}")
+    swept = (("pair", "rank_7"), ("trips", "rank_7"), ("quads", "rank_7"), ("straight", "rank_7"), ("flush", "suit_h"))
+    for title, rows_of in (("effect of each rung, by the rules", truth.sweep), ("the same of contexts as they are seen", truth.seen)):
+        print(title)
+        for concept, family in swept:
+            cells = "  ".join(f"{rung}: {effect:+.4f} (n {n})" for rung, n, effect in rows_of(concept, family))
+            print(f"  {concept:9} {family}   {cells}")
     print("interaction of two tokens, by the rules")
     for first, second in (("rank_7_2", "rank_K_2"), ("rank_7_2", "rank_K_3"), ("rank_7_1", "rank_8_1"), ("suit_h_2", "suit_d_2")):
         found = {concept: truth.interaction(concept, first, second) for concept in ("pair", "two_pair", "full_house", "straight", "flush")}

@@ -59,7 +59,7 @@ class Builds(DataPackage):
 
     def __init__(self, root: Path) -> None:
         families = [Family(name, code, rungs=RUNGS) for name, code in STACKABLE.items()]
-        families += [Family(name, code, "binary") for slot in SLOTS.values() for name, code in slot.items()]
+        families += [Family(name, code, "binary", present=10) for slot in SLOTS.values() for name, code in slot.items()]
         self.vocabulary = Vocabulary(tuple(families), special=("<NULL>",), empty="<NULL>")
         self.groups = read_document(root / "weapons.yaml").data
         self.planted = read_document(root / "planted.yaml").data

@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from mlinterp.token_sets.effect_table import edited
-from mlinterp.token_sets.effects import combined, compared, difference, mean_effect, standardised
+from mlinterp.token_sets.effects import combined, compared, difference, mean_effect, mean_of_cells, standardised
 
 RNG = np.random.default_rng(0)
 A, B, C, D = (RNG.normal(loc, scale, n) for loc, scale, n in [(1, 1, 12), (0.3, 2, 30), (0, 0.5, 9), (2, 1, 17)])
@@ -86,6 +86,40 @@ def test_units_that_all_agree_have_an_interval_without_width_and_the_p_of_agreei
     exact = stats.permutation_test((np.ones(4), np.zeros(3)), lambda a, b: a.mean() - b.mean(), n_resamples=10_000).pvalue
     assert difference(np.ones(4), np.zeros(3)).p == pytest.approx(exact)
     assert combined([(1, np.ones(3)), (-1, np.zeros(4))])[3:6] == (1.0, 1.0, 0.25)
+
+
+def test_what_agrees_but_for_rounding_is_no_evidence_of_more_than_agreement() -> None:
+    noisy = np.float32(0.3) + np.float32(1e-8) * np.array([0, 1, 1], dtype=np.float32)
+    assert mean_effect(noisy.astype(float)).p == 2**-2
+    assert mean_effect(np.array([1.0, 1.0 + 6e-8])).p == 0.5
+    same = difference(np.full(5, 0.1), np.full(7, 0.1) + 1e-17)
+    assert same.p == 1.0
+    assert difference(np.full(50, 0.3), np.full(70, 0.3) + 2e-16).p == 1.0
+    assert mean_effect(np.array([5.0, 5.1])).p == pytest.approx(stats.ttest_1samp([5.0, 5.1], 0).pvalue)
+
+
+def test_the_mean_of_cells_is_that_of_contexts_where_every_context_has_all_and_holds_its_own_interval_where_not() -> None:
+    whole = RNG.normal(size=(9, 4)) + RNG.normal(size=(9, 1))
+    assert mean_of_cells(whole) == pytest.approx(mean_effect(whole.mean(axis=1)))
+    ragged = np.array([[1.0, np.nan], [2.0, 4.0], [np.nan, np.nan], [6.0, np.nan]])
+    found = mean_of_cells(ragged)
+    residuals = (np.array([1.0, 6.0, 6.0]) - np.array([1, 2, 1]) * 3.25) / (4 / 3)
+    assert (found.value, found.n) == (3.25, 3)
+    assert found.std_error == pytest.approx(residuals.std(ddof=1) / np.sqrt(3))
+    assert found[3:] == pytest.approx(mean_effect(3.25 + residuals)[3:])
+    assert mean_of_cells(np.full((3, 2), np.nan)).value is None
+
+
+def test_the_mean_of_cells_covers_the_truth_where_how_much_a_context_has_goes_with_its_effect() -> None:
+    rng, hits = np.random.default_rng(3), 0
+    for _ in range(400):
+        level = rng.normal(1.0, 1.0, size=(40, 1))
+        cells = level + rng.normal(0, 0.3, size=(40, 6))
+        cells[np.arange(6) >= np.where(level > 1, 6, 2)] = np.nan
+        found = mean_of_cells(cells)
+        high, low = 1 + 0.79788456, 1 - 0.79788456  # means of the two halves of a normal distribution
+        hits += found.low <= (6 * high + 2 * low) / 8 <= found.high
+    assert 0.92 <= hits / 400 <= 0.98
 
 
 def test_a_group_that_is_too_small_gives_no_value_but_its_size() -> None:

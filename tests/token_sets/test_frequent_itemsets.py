@@ -11,7 +11,7 @@ from scipy import stats
 
 from mlinterp.errors import ExperimentError
 from mlinterp.experiments.token_sets.frequent_itemsets import ItemsetVariables
-from mlinterp.experiments.token_sets.frequent_itemsets_measure import measure
+from mlinterp.experiments.token_sets.frequent_itemsets_measure import effect_table, measure
 from mlinterp.reports.plots import draw_all
 from mlinterp.result import ExperimentResult
 from mlinterp.token_sets import itemsets
@@ -166,3 +166,13 @@ def test_the_largest_lift_is_judged_as_chosen_from_all() -> None:
     table = {row["tokens"]: row for row in result.tables["itemsets"].rows}
     assert judged.value == table["a + b"]["lift"]
     assert judged.low < table["a + b"]["low"]
+
+
+def test_its_effect_table_holds_differences_of_shares_of_the_most_common_sets() -> None:
+    lab = observed_lab(P5, ABC)
+    table = effect_table(lab, variables(min_support=0.1, max_size=2))
+    assert dict(zip(table.labels, table.values, strict=True)) == {"a + b": 1.0 - 0.25, "a + c": 0.5 - 0.25, "b + c": 0.5 - 0.125}
+    shuffled = table.shuffled(np.random.default_rng(0))
+    assert shuffled.shape == (3,)
+    assert np.isfinite(shuffled).all()
+    assert effect_table(lab, variables(min_support=0.1, max_size=2, top_k=1)).labels == ("a + b",)

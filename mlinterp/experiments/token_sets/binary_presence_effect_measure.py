@@ -13,7 +13,7 @@ from mlinterp.result import ExperimentResult, Figure
 from mlinterp.subjects.token_sets import edits
 from mlinterp.subjects.token_sets.table import ContextTable
 from mlinterp.subjects.token_sets.vocabulary import Family
-from mlinterp.token_sets.counterfactual import family_changes, matched_controls
+from mlinterp.token_sets.counterfactual import beyond_controls, control_draws, family_changes
 from mlinterp.token_sets.effect_table import EffectTable, edited, observed
 from mlinterp.token_sets.effects import NOTHING, Effect, compared, mean_effect, standardised
 from mlinterp.token_sets.high_part import high_part
@@ -160,12 +160,12 @@ def _edited(
     effect, without = mean_effect(post[known]), made.before[known]
     row |= {"delta": effect.value, "effect_size": standardised(without + post[known], without), "mean_without": float(without.mean())}
     row |= {"mean_with": float((without + post[known]).mean()), **_uncertainty(effect), "pre_delta": float(made.pre[known, 0].mean())}
-    controls = matched_controls(lab, bases, family, family.levels, variables.controls, spare)
-    both = known & np.isfinite(controls[:, 0]) if controls is not None else np.zeros(len(known), dtype=bool)
-    if controls is None or not both.any():
+    controls = control_draws(lab, bases, family, family.levels, variables.controls, spare)
+    paired = None if controls is None else beyond_controls(made.post, controls)
+    if paired is None:
         return row, Found(family.name, effect), made.before
-    beyond = mean_effect(post[both] - controls[both, 0])
-    one = Found(family.name, effect, float(controls[both, 0].mean()), beyond)
+    control, beyond = paired
+    one = Found(family.name, effect, control, beyond)
     row |= {"control_delta": one.control, "adjusted_delta": beyond.value, "adjusted_low": beyond.low, "adjusted_high": beyond.high}
     return row, one, made.before
 
@@ -185,7 +185,7 @@ def _top(result: ExperimentResult, found: Sequence[Found], nothing: str) -> None
     aggregates.custom |= {"top_effect_ability": top.name, "top_effect_delta": top.effect.value}
     for name, one in (("top_effect_delta", top), ("max_delta", most), ("min_delta", least)):
         same = "the same edit of other binary tokens" if one.control is not None else nothing
-        judge(result, f"aggregates/{name}", one.effect, same, one.control or 0.0, of=len(known))
+        judge(result, f"aggregates/{name}", one.effect, same, one.control or 0.0, of=len(known), beyond=one.beyond)
     if top.beyond is not None and top.beyond.value is not None and top.control is not None:
         result.metrics |= {"effect/control_delta": top.control, "effect/adjusted_delta": top.beyond.value}
         judge(result, "effect/adjusted_delta", top.beyond, "the same edit of other binary tokens", of=len(known))

@@ -20,6 +20,7 @@ from mlinterp.token_sets.interactions import (
     crossed,
     item_of,
     observed_interaction,
+    observed_value,
     random_items,
     signs,
 )
@@ -43,8 +44,7 @@ def effect_table(lab: Lab, variables: ConditionalVariables) -> EffectTable:
         return edited(labels, crossed(lab, lab.bases(variables.n_contexts, variables.stable_tokens), triples).interaction()[0].T)
 
     def effects_of(rows: Rows) -> np.ndarray:
-        found = [observed_interaction(rows.post, cells(rows, triple), variables.min_n).value for triple in triples]
-        return np.array([np.nan if value is None else value for value in found])
+        return np.array([observed_value(rows.post, cells(rows, triple), variables.min_n) for triple in triples])
 
     return observed(labels, rows, effects_of)
 

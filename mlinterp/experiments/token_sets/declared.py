@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import typing
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -91,6 +91,7 @@ def check_names(spec: Spec, variables: Variables, package: DataPackage) -> None:
             package.vocabulary.family(text, field)
         else:
             package.vocabulary.number(text, field)
+    _check_one_token_each(getattr(variables, "stable_tokens", []), package)
     for suffix in ("", "_x", "_y"):
         _check_rungs(variables, f"family{suffix}", f"rungs{suffix}", package)
     _check_rungs(variables, "primary_family", "primary_rungs", package)
@@ -102,6 +103,15 @@ def check_names(spec: Spec, variables: Variables, package: DataPackage) -> None:
             package.group_number(group, f"dataset_slice.{field}[{index}]")
     for index, family in enumerate(cut.family_filter or ()):
         package.vocabulary.family(family, f"dataset_slice.family_filter[{index}]")
+
+
+def _check_one_token_each(stable: Sequence[str], package: DataPackage) -> None:
+    """Refuse two stable tokens of one family: it stands at one rung, and which of them is added last must not decide."""
+    families = [package.vocabulary.parse(token)[0] for token in stable]
+    for index, family in enumerate(families):
+        if family in families[:index]:
+            problem = f"'{stable[index]}' is a second token of '{family}'"
+            raise SpecError(problem, field=f"variables.stable_tokens[{index}]", allowed="one token of a family")
 
 
 def check_stable(variables: SweepVariables, package: DataPackage, families: Collection[str]) -> None:

@@ -183,6 +183,6 @@ def _judge_beside(result: ExperimentResult, name: str, response: Response, nothi
         judge(result, name, response.effect, nothing)
         return
     same, (control, adjusted) = "the same edits of other families", beside
-    judge(result, name, response.effect, same, response.control)
+    judge(result, name, response.effect, same, response.control, beyond=response.beyond)
     result.metrics |= {control: response.control, adjusted: response.beyond.value or 0.0}
     judge(result, adjusted, response.beyond, same)

@@ -177,7 +177,7 @@ def _sum_up(result: ExperimentResult, cores: list[Core], rows: list[dict[str, An
         own, others = (np.array(column) for column in zip(*control, strict=True))
         beyond = mean_effect(own - others)
         result.metrics |= {"effect/control_retention": float(others.mean()), "effect/adjusted_retention": beyond.value or 0.0}
-        judge(result, "aggregates/mean_retention", retention, "subsets of the same size", float(others.mean()))
+        judge(result, "aggregates/mean_retention", retention, "subsets of the same size", float(others.mean()), beyond=beyond)
         judge(result, "effect/adjusted_retention", beyond, "subsets of the same size")
 
 

@@ -11,7 +11,15 @@ from mlinterp.experiments.token_sets.pairwise_interactions_tables import beside_
 from mlinterp.result import ExperimentResult, Figure
 from mlinterp.token_sets.effect_table import EffectTable, edited, observed
 from mlinterp.token_sets.effects import Effect
-from mlinterp.token_sets.interactions import Combination, candidates, combinations, crossed, observed_interaction, random_items
+from mlinterp.token_sets.interactions import (
+    Combination,
+    candidates,
+    combinations,
+    crossed,
+    observed_interaction,
+    observed_value,
+    random_items,
+)
 from mlinterp.token_sets.itemsets import enrichment_p
 from mlinterp.token_sets.lab import Lab
 from mlinterp.token_sets.slicing import Rows
@@ -46,8 +54,7 @@ def effect_table(lab: Lab, variables: InteractionVariables) -> EffectTable:
         return edited(labels, crossed(lab, lab.bases(variables.n_contexts, variables.stable_tokens), pairs).interaction()[0].T)
 
     def effects_of(rows: Rows) -> np.ndarray:
-        found = [observed_interaction(rows.post, cells(rows, pair), variables.min_n).value for pair in pairs]
-        return np.array([np.nan if value is None else value for value in found])
+        return np.array([observed_value(rows.post, cells(rows, pair), variables.min_n) for pair in pairs])
 
     return observed(labels, rows, effects_of)
 

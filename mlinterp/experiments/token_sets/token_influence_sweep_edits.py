@@ -88,9 +88,6 @@ def _influence(made: Changes, column: int, min_n: int) -> Influence:
     known = np.isfinite(post)
     if known.sum() < min_n:
         return Influence(NOTHING._replace(n=int(known.sum())))
-    control = column_means(others.T)
-    both = known & np.isfinite(control)
     found = Influence(mean_effect(post[known]), float(made.pre[known, column].mean()))
-    if not both.any():
-        return found
-    return found._replace(control=float(control[both].mean()), beyond=mean_effect(post[both] - control[both]))
+    paired = beyond_controls(post[:, None], others.T[:, :, None])
+    return found if paired is None else found._replace(control=paired[0], beyond=paired[1])

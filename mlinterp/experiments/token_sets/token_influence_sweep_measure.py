@@ -159,8 +159,7 @@ def _intervene(lab: Lab, variables: TokenInfluenceVariables) -> ExperimentResult
                 f"top_{top}_delta": rows[0]["delta"],
             }
     result.aggregates.n_samples, result.aggregates.n_conditions = len(bases), len(names)
-    control = [each.add.control for each in found]
-    _extremes(result, [each.add.effect for each in found], "the same edit with the other tokens", control)
+    _extremes(result, [each.add.effect for each in found], "the same edit with the other tokens", [each.add for each in found])
     _draw(result, lab, variables, listed[:DRAWN])
     return result
 
@@ -172,7 +171,7 @@ def _edit_row(name: str, edit: str, found: Influence, min_n: int) -> dict[str, A
     return {**row, "status": status(effect.n, min_n)}
 
 
-def _extremes(result: ExperimentResult, effects: Sequence[Effect], null: str, control: Sequence[float | None] | None = None) -> None:
+def _extremes(result: ExperimentResult, effects: Sequence[Effect], null: str, edits: Sequence[Influence] | None = None) -> None:
     """Fill in the largest effects in either direction."""
     known = [number for number, effect in enumerate(effects) if effect.value is not None]
     if not known:
@@ -180,9 +179,12 @@ def _extremes(result: ExperimentResult, effects: Sequence[Effect], null: str, co
     known.sort(key=lambda number: effects[number].value or 0.0)
     for name, number in (("min_delta", known[0]), ("max_delta", known[-1])):
         setattr(result.aggregates, name, effects[number].value)
-        beside = None if control is None else control[number]
-        words = "no edit" if control is not None and beside is None else null
-        judge(result, f"aggregates/{name}", effects[number], words, beside or 0.0, of=len(known))
+        if edits is None:
+            judge(result, f"aggregates/{name}", effects[number], null, of=len(known))
+        elif (control := edits[number].control) is None:
+            judge(result, f"aggregates/{name}", effects[number], "no edit", of=len(known))
+        else:
+            judge(result, f"aggregates/{name}", effects[number], null, control, of=len(known), beyond=edits[number].beyond)
 
 
 def _draw(result: ExperimentResult, lab: Lab, variables: TokenInfluenceVariables, rows: list[dict[str, Any]]) -> None:

@@ -26,8 +26,8 @@ from typing import Literal
 
 import numpy as np
 
-from mlinterp.errors import MlinterpError, SpecError, nearest, unknown
-from mlinterp.io.pyfile import load_function
+from mlinterp.errors import SpecError, nearest, unknown
+from mlinterp.io.pyfile import call, load_function
 from mlinterp.subjects.token_sets.config import TokenSetConfig
 from mlinterp.subjects.token_sets.constraints import Constraint, one_rung_per_family
 from mlinterp.subjects.token_sets.table import ContextTable
@@ -139,13 +139,7 @@ def load_package(name: str, config: TokenSetConfig, root: Path) -> DataPackage:
     Raises UnsafeError for a file outside `root`, SpecError for a function that is not there, fails or returns something else.
     """
     field = f"subjects.{name}.package"
-    make = load_function(root, config.package, field)
-    try:
-        package = make(dict(config.options), root)
-    except MlinterpError:
-        raise
-    except Exception as error:
-        raise SpecError(f"{config.package} raised {type(error).__name__}: {error}", field=field) from error
+    package = call(load_function(root, config.package, field), config.package, field, dict(config.options), root)
     if not isinstance(package, DataPackage):
         problem = f"{config.package} returned a {type(package).__name__}"
         raise SpecError(problem, field=field, allowed="expected a mlinterp.subjects.token_sets.package.DataPackage")

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from mlinterp.determinism import derive_seed, numpy_stream, torch_stream
 from mlinterp.errors import SpecError, nearest, unknown
 from mlinterp.io.digests import sha256_json
-from mlinterp.io.pyfile import load_function
+from mlinterp.io.pyfile import call, load_function
 from mlinterp.subjects.base import IGNORED, Address, Batch, Examples, Split
 from mlinterp.subjects.hook_points import HookPoint
 from mlinterp.subjects.hooked import HookedSubject, Visit
@@ -288,7 +288,7 @@ def _network(package: DataPackage, config: TokenSetConfig, root: Path, field: st
     make = load_function(root, config.network.factory, field)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(config.seed, "token_set", "init"))
-        model = make(package)
+        model = call(make, config.network.factory, field, package)
     if not isinstance(model, nn.Module):
         problem = f"{config.network.factory} returned a {type(model).__name__}"
         raise SpecError(problem, field=field, allowed="expected a torch.nn.Module")
