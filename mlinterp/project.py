@@ -83,11 +83,12 @@ class Project(Frozen):
 
         Where a setting names a Python file of the project, every Python file of the project counts, and every file whose path in the
         project is a string in one of them; so does a file named in `options`. What specs take where they name nothing themselves does
-        not count: a run's inputs count by themselves.
+        not count, nor does the rest of the project file: a run's inputs and the settings count by themselves.
         """
         config = {key: value for key, value in self.subject_config(name).items() if key != "inputs"}
         python = list(self.root.rglob("*.py")) if _runs_python(config) else []
-        own = sorted({*python, *_named_files(config.get("options"), self.root), *_named_files(_strings_in(python), self.root)})
+        named = {*_named_files(config.get("options"), self.root), *_named_files(_strings_in(python), self.root)}
+        own = sorted({*python, *named} - {self.root / PROJECT_FILE})
         return {**config, "files": {path.relative_to(self.root).as_posix(): sha256_file(path) for path in own}} if own else config
 
     def default_inputs(self, name: str) -> Mapping[str, str]:

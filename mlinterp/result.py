@@ -195,6 +195,12 @@ class ExperimentResult(_Part):
             found[f"diagnostics/{key}"] = float(value)
         return {key: value for key, value in found.items() if math.isfinite(value)}
 
+    def measured(self) -> dict[str, float]:
+        """Return the finite numbers that were measured: metrics, and those aggregates that are not at their default."""
+        plain = self.aggregates.model_dump(exclude_defaults=True, exclude={"custom"})
+        kept = {*self.metrics, *(f"aggregates/{name}" for name in [*plain, *self.aggregates.custom])}
+        return {name: value for name, value in self.numbers().items() if name in kept}
+
     def number_named(self, metric: str) -> tuple[str, float] | None:
         """Return a number with its full name, or None where there is none; `stage.name` is read as `stage/name` too."""
         found = self.numbers()

@@ -19,6 +19,7 @@ from mlinterp.experiment_commands import AgainOption, QuietOption, SetOption, bu
 from mlinterp.experiments import catalog
 from mlinterp.experiments.base import Experiment
 from mlinterp.project import Project, choose_project, project_names
+from mlinterp.result import Mode
 from mlinterp.result_files import write_results
 from mlinterp.spec import Spec
 from mlinterp.terminal import show_lines, show_summary, show_table
@@ -31,9 +32,9 @@ MOST_ROWS = 20
 MOST_COLUMNS = 9
 """Of a table on the terminal: the run has the whole of it."""
 
-_MEANS = {
+_MEANS: Mapping[Mode, str] = {
     "observational": "contexts as they are; the numbers show what goes together, not what causes what",
-    "interventional": "contexts were edited, or the latent was, and the model run again; a change is an effect of the edit",
+    "interventional": "contexts were edited and the model run again; a change is an effect of the edit",
 }
 
 Run = Callable[[Spec, Project, bool, bool, "Callable[[RunSummary], None]"], None]
@@ -221,7 +222,6 @@ _COMMON: dict[str, Any] = {
     "again": AgainOption,
     "quiet": QuietOption,
 }
-_NOT_IN_SPECS = ("project", "format", "output_dir", "dry_run", "again", "quiet")
 
 
 def add_token_set_commands(app: typer.Typer, run: Run) -> None:
@@ -233,7 +233,7 @@ def add_token_set_commands(app: typer.Typer, run: Run) -> None:
 def _add(app: typer.Typer, command: Command, experiment: Experiment, run: Run) -> None:
     def work(**given: Any) -> None:
         project = choose_project(given["project"])
-        spec = spec_of(command, {name: value for name, value in given.items() if name not in _NOT_IN_SPECS}, project)
+        spec = spec_of(command, given, project)
         if given["dry_run"]:
             _dry_run(spec, project, given["format"])
             return
@@ -267,6 +267,7 @@ def spec_of(command: Command, given: Mapping[str, Any], project: Project) -> Spe
     Args:
         command: the subcommand.
         given: `flag_N` for its flags by their number, `mode`, `feature`, `feature_id`, `subject` and `set`; None or absent where not given.
+            What else the command line has does not belong to the spec.
         project: where the subject comes from.
     """
     variables = {flag.field: flag.value(given.get(f"flag_{index}")) for index, flag in enumerate(command.flags)}
@@ -278,8 +279,10 @@ def spec_of(command: Command, given: Mapping[str, Any], project: Project) -> Spe
 
 def _only_subject(project: Project) -> str:
     names = project.token_set_subjects()
-    if DEFAULT_SUBJECT in names or len(names) == 1:
-        return DEFAULT_SUBJECT if DEFAULT_SUBJECT in names else names[0]
+    if DEFAULT_SUBJECT in names:
+        return DEFAULT_SUBJECT
+    if len(names) == 1:
+        return names[0]
     allowed = f"name one: {', '.join(names)}" if names else "expected a subject of kind token_set in project.yaml"
     raise SpecError(f"project '{project.name}' has {len(names)} subjects of token sets", field="--model", allowed=allowed)
 
@@ -328,9 +331,10 @@ def _show_tables(summary: RunSummary) -> None:
         return
     show_lines(["", f"{summary.result.mode}: {_MEANS[summary.result.mode]}"])
     for table in summary.result.tables.values():
-        columns = table.columns[:MOST_COLUMNS]
+        told = [name for name in table.columns if name != "mode"]  # which stands above
+        columns = told[:MOST_COLUMNS]
         more = [f"{len(table.rows)} rows"] if len(table.rows) > MOST_ROWS else []
-        more += [f"{len(table.columns)} columns"] if len(columns) < len(table.columns) else []
+        more += [f"{len(told)} columns"] if len(columns) < len(told) else []
         title = f"{table.name} (of {' and '.join(more)})" if more else table.name
         show_lines([""])
         show_table(columns, [[row.get(name) for name in columns] for row in table.rows[:MOST_ROWS]], title=title)

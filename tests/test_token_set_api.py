@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +49,25 @@ def test_a_spec_says_what_it_is_called_and_what_its_variables_are(tmp_path: Path
     path.write_text(nameless.model_dump_json())
     assert ExperimentSpec.model_validate_json(path.read_text()) == nameless
     assert load_spec(path).spec.sha256() == nameless.sha256()
+
+
+def test_the_documented_example_is_a_valid_spec_as_it_stands() -> None:
+    path = Path(mlinterp.__file__).parents[1] / "projects" / "splatoon" / "specs" / "example.json"
+    spec = ExperimentSpec.model_validate_json(path.read_text())
+    assert (spec.type, spec.model_type, spec.feature_id) == (ExperimentType.FAMILY_1D_SWEEP, "ultra", 18712)
+    assert mlinterp.validate_spec(path).sha256() == spec.sha256()
+    assert spec.get_typed_variables().stable_tokens == ["comeback"]
+
+
+def test_the_names_of_token_sets_import_nothing_heavy() -> None:
+    code = (
+        "import sys, mlinterp\n"
+        "mlinterp.ExperimentSpec(type=mlinterp.ExperimentType.KIT_SWEEP).get_typed_variables()\n"
+        "mlinterp.get_runner_for_type('kit_sweep'), mlinterp.list_available_runners(), mlinterp.load_context\n"
+        "print([name for name in ('torch', 'lightning', 'mlflow', 'pandas', 'scipy', 'networkx', 'numba') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout == "[]\n", done.stderr
 
 
 def test_typed_variables_refuse_what_is_misspelt_and_what_is_out_of_bounds() -> None:

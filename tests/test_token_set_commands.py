@@ -187,6 +187,7 @@ def test_the_result_is_written_printed_and_that_of_the_spec_file(project: Path, 
     seen = Said(capsys, *SWEEP).out
     assert "FINISHED, as before" in seen
     assert "POW_12" in seen
+    assert "\nobservational: " in seen
 
 
 def test_a_result_file_of_another_question_is_kept(project: Path) -> None:

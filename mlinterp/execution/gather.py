@@ -97,10 +97,12 @@ class Setting:
     def means(self) -> dict[str, Mean]:
         """Each metric's mean over the seeds that have it."""
         found = {}
-        for metric in dict.fromkeys(name for result in self.results for name in result.metrics):
-            having = [result for result in self.results if metric in result.metrics]
-            values = [result.metrics[metric] for result in having]
-            found[metric] = Mean(fmean(values), len(values), over_seeds(values, [result.estimates.get(metric) for result in having]))
+        numbers = [result.measured() for result in self.results]
+        for metric in dict.fromkeys(name for each in numbers for name in each):
+            pairs = zip(numbers, self.results, strict=True)
+            having = [(each[metric], result.estimates.get(metric)) for each, result in pairs if metric in each]
+            values = [value for value, _ in having]
+            found[metric] = Mean(fmean(values), len(values), over_seeds(values, [estimate for _, estimate in having]))
         return found
 
     def key(self, metric: str) -> str:
@@ -119,13 +121,13 @@ def sweep_result(spec: Spec, cells: Sequence[Mapping[str, Any]], runs: Sequence[
     if any(outcome.result and outcome.result.mode == "interventional" for outcome in runs):
         result.mode = "interventional"
     finished = [outcome.result for outcome in runs if outcome.result is not None and outcome.status == "FINISHED"]
-    names = list(dict.fromkeys(name for each in finished for name in each.metrics))
+    names = list(dict.fromkeys(name for each in finished for name in each.measured()))
     shown = _headlines(spec, names)
     settings = _settings(spec, cells, runs)
 
     rows = [
         {**{key: _plain(value) for key, value in cell.items()}, "status": outcome.status}
-        | (outcome.result.metrics if outcome.result else {})
+        | (outcome.result.measured() if outcome.result else {})
         | {"run_id": outcome.run_id, "error": outcome.error}
         for cell, outcome in zip(cells, runs, strict=True)
     ]

@@ -106,8 +106,12 @@ def _standing(run: Run, runs: Runs, answered: set[str]) -> tuple[Standing, str |
 
 
 def _answers(run: Run) -> set[str]:
-    """Return by what a run is known again: its key or, where the code changed since, its predictions with every number to the digit."""
-    return {run.data.tags.get("mlinterp.run_key", run.info.run_id), run.data.tags[JUDGEMENTS]}
+    """Return by what a run is known again: its key or, where the code changed since, its predictions with every number to the digit.
+
+    What it took counts too: another model may give the same numbers where they are exact.
+    """
+    taken = sorted(given.dataset.digest for given in run.inputs.dataset_inputs) if run.inputs else []
+    return {run.data.tags.get("mlinterp.run_key", run.info.run_id), "\x1f".join([run.data.tags[JUDGEMENTS], *taken])}
 
 
 def judgement_tags(spec: Spec, judgements: Iterable[Judgement], at: int) -> dict[str, str]:

@@ -28,14 +28,17 @@ NOTHING_BESIDE = 0.01
 """An effect on the pre-activation that is less than this share of the effect on the activation is none: rounding alone makes some."""
 
 
-def artefact(post: float | None, pre: float | None, tolerance: float = 1e-9) -> bool:
+def artefact(post: float | None, pre: float | None, *, certain: bool = True, tolerance: float = 1e-9) -> bool:
     """Whether an effect on the activation is not there on the pre-activation: an artefact of clipping.
 
-    True where the pre-activation shows nothing, or the other sign, while the activation shows something.
+    True where the pre-activation shows nothing, or the other sign, while the activation shows something. An effect that is not `certain`,
+    because its interval includes zero, has a sign by chance: then only nothing beside it counts.
 
     >>> artefact(0.5, 1e-7), artefact(0.5, -0.2), artefact(0.5, 0.5), artefact(0.0, 0.5)
     (True, True, False, False)
+    >>> artefact(0.5, 1e-7, certain=False), artefact(0.5, -0.2, certain=False)
+    (True, False)
     """
     if post is None or pre is None or abs(post) <= tolerance:
         return False
-    return abs(pre) <= NOTHING_BESIDE * abs(post) or (post > 0) != (pre > 0)
+    return abs(pre) <= NOTHING_BESIDE * abs(post) or (certain and (post > 0) != (pre > 0))

@@ -107,7 +107,7 @@ class ObservedGroups:
         return found[found >= 0]
 
     def parts(self, partition: Partition, min_n: int) -> list[Part]:
-        """Return every part that at least `min_n` contexts belong to, the one with the highest mean first."""
+        """Return every part that at least `min_n` contexts belong to, the one farthest above the mean of all first."""
         at, found = partition.of(self.rows.table.group), []
         for number in range(len(partition.labels)):
             there = at == number
@@ -175,7 +175,7 @@ class SwappedGroups:
         return _row_means(changed[:, partition.part[self.groups] == number]) - _row_means(changed)
 
     def parts(self, partition: Partition, min_n: int) -> list[Part]:
-        """Return every part that at least `min_n` contexts could be put into, the one with the highest mean first."""
+        """Return every part that at least `min_n` contexts could be put into, the one farthest above the mean of all first."""
         found = []
         for number in range(len(partition.labels)):
             delta = self._from_global(partition, number, self.made.post)
@@ -208,8 +208,7 @@ class SwappedGroups:
         """Return how far each part of some partitions lies from the mean over all groups, so that it can be measured again."""
         every = [(partition, number) for partition in partitions for number in range(len(partition.labels))]
         columns = np.column_stack([self._from_global(partition, number, self.made.post) for partition, number in every])
-        columns[:, np.isfinite(columns).sum(axis=0) < min_n] = np.nan
-        return edited(_labels(partitions), columns)
+        return edited(_labels(partitions), columns, min_n)
 
 
 def compare_groups(lab: Lab, mode: Mode, n_contexts: int, stable_tokens: Sequence[str]) -> ObservedGroups | SwappedGroups:
@@ -248,7 +247,7 @@ def warn_of_gating(lab: Lab) -> None:
 
 
 def _ranked(parts: list[Part]) -> list[Part]:
-    return sorted(parts, key=lambda part: -(part.activation.value or 0.0))
+    return sorted(parts, key=lambda part: -(part.delta.value or 0.0))
 
 
 def _row_means(values: np.ndarray) -> np.ndarray:

@@ -105,18 +105,21 @@ def _extended(sets: np.ndarray, together: np.ndarray, size: int) -> np.ndarray:
     return np.concatenate(parts) if parts else np.zeros((0, size), dtype=np.int64)
 
 
-def enrichment_p(count: np.ndarray, n: int, others: np.ndarray, n_others: int) -> np.ndarray:
+def enrichment_p(count: np.ndarray, n: int, others: np.ndarray, n_others: int, least: int = 0) -> np.ndarray:
     """Return Fisher's exact one-sided p values of "no more common among the n than among the others", float64 `[n_sets]`.
 
     `count` of the n contexts and `others` of the `n_others` hold a set. With K = count + others in all, p is the chance that n contexts
-    drawn from the n + n_others without replacement hold at least `count` of the K.
+    drawn from the n + n_others without replacement hold at least `count` of the K. Where sets are looked at because at least `least` of
+    the n hold them, it is the chance among the draws of which that is true: those that chance makes common would all look enriched.
 
     >>> enrichment_p(np.array([2]), 2, np.array([2]), 8).round(4).tolist()
     [0.1333]
+    >>> enrichment_p(np.array([2]), 2, np.array([2]), 8, least=1).round(4).tolist()
+    [0.2]
     """
     log_factorial = special.gammaln(np.arange(n + n_others + 2) + 1.0)
 
-    def log_choose(top: int | np.ndarray, below: np.ndarray) -> np.ndarray:
+    def log_choose(top: int, below: np.ndarray) -> np.ndarray:
         out: np.ndarray = log_factorial[top] - log_factorial[below] - log_factorial[top - below]
         return out
 
@@ -127,10 +130,11 @@ def enrichment_p(count: np.ndarray, n: int, others: np.ndarray, n_others: int) -
     if not len(count):
         return p
     for total, own in zip(totals.tolist(), np.split(order, starts[1:]), strict=True):
-        low, high = max(0, total - n_others), min(n, total)
+        low, high = max(least, total - n_others), min(n, total)
         drawn = np.arange(low, high + 1)
-        chance = np.exp(log_choose(total, drawn) + log_choose(n + n_others - total, n - drawn) - log_choose(n + n_others, np.array(n)))
-        p[own] = np.minimum(np.cumsum(chance[::-1])[::-1], 1.0)[count[own] - low]
+        chance = log_choose(total, drawn) + log_choose(n + n_others - total, n - drawn)
+        as_many = np.cumsum(np.exp(chance - chance.max())[::-1])[::-1]
+        p[own] = as_many[count[own] - low] / as_many[0]
     return p
 
 

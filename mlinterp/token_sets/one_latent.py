@@ -19,9 +19,13 @@ def latent_of(sae: SAE, latent: int, parts: Iterable[np.ndarray]) -> Activations
 
     TopK decides among all latents of a row, so there the others are computed as well.
     """
-    found = [_topk(sae, latent, torch.from_numpy(h)) if sae.config.activation == "topk" else _alone(sae, latent, h) for h in parts]
-    pre, post = (np.concatenate([pair[index].double().numpy() for pair in found]) for index in range(2))
-    return Activations(pre, post)
+    pre, post = zip(*(_of_part(sae, latent, h) for h in parts), strict=True)
+    return Activations(np.concatenate(pre), np.concatenate(post))
+
+
+def _of_part(sae: SAE, latent: int, h: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    pre, post = _topk(sae, latent, torch.from_numpy(h)) if sae.config.activation == "topk" else _alone(sae, latent, h)
+    return pre.numpy().astype(np.float64), post.numpy().astype(np.float64)  # copies: a view would keep every latent of the part
 
 
 def _topk(sae: SAE, latent: int, h: Tensor) -> tuple[Tensor, Tensor]:

@@ -30,9 +30,13 @@ def adjust(rows: list[dict[str, Any]]) -> None:
 
 
 def flag_artefacts(lab: Lab, rows: list[dict[str, Any]], post: str, pre: str) -> None:
-    """Add `floor_artefact` to rows: whether column `post` shows an effect that column `pre`, of pre-activations, does not. Warns once."""
+    """Add `floor_artefact` to rows: whether column `post` shows an effect that column `pre`, of pre-activations, does not. Warns once.
+
+    `low` and `high` are the interval of `post`.
+    """
     for row in rows:
-        row["floor_artefact"] = artefact(row[post], row[pre])
+        certain = row["low"] is None or not row["low"] <= 0.0 <= row["high"]
+        row["floor_artefact"] = artefact(row[post], row[pre], certain=certain)
     if any(row["floor_artefact"] for row in rows):
         lab.warn("an effect on the activation is not there on the pre-activation: clipping at the ReLU floor made it")
 

@@ -9,6 +9,7 @@ import token_sets
 
 import mlinterp
 from mlinterp.errors import SpecError
+from mlinterp.execution.composite import Composite
 from mlinterp.execution.inputs import with_defaults
 from mlinterp.project import find_project
 from mlinterp.spec import Spec
@@ -60,6 +61,35 @@ def test_nothing_trained_yet_is_said_and_the_newest_is_taken_once_there_is_one(t
     assert swept.children[0].result.tables == step.result.tables
 
 
+def test_in_a_sweep_over_subjects_each_takes_what_its_own_says(tmp_path: Path) -> None:
+    other = {**token_sets.LEARNED, "inputs": {"sae": "models:/other@champion"}}
+    project = find_project(token_sets.make(tmp_path, learned=TRAINED, other=other))
+    block = {**SWEEP, "matrix": {"subject": ["learned", "other", "planted"]}}
+    study = with_defaults(Spec.model_validate({"type": "study", "subject": "learned", "steps": [{**block, "name": "a"}]}), project)
+    for swept in (with_defaults(Spec.model_validate(block), project), Composite(study).complete_children(project)[0].spec):
+        children = Composite(swept).complete_children(project)
+        assert [child.spec.inputs for child in children] == [TRAINED["inputs"], other["inputs"], {}]
+
+
+def test_what_specs_take_is_no_part_of_a_subject_but_the_files_that_its_python_names_are(tmp_path: Path) -> None:
+    project = token_sets.make(tmp_path, learned=TRAINED)
+    (project / "truth.yaml").write_text("a: 1")
+    (project / "study.yaml").write_text("type: study")
+    package = project / "package.py"
+    package.write_text(package.read_text() + '\nTRUTH = "truth.yaml"\n')
+    before = find_project(project).subject_identity("learned")
+    assert "inputs" not in before
+    assert sorted(before["files"]) == ["package.py", "truth.yaml"]
+    (project / "truth.yaml").write_text("a: 2")
+    assert find_project(project).subject_identity("learned")["files"] != before["files"]
+
+
+def test_a_package_that_fails_is_said_to_and_where(tmp_path: Path) -> None:
+    project = find_project(token_sets.make(tmp_path, broken={**token_sets.PLANTED, "options": {"colour": "red"}}))
+    with pytest.raises(SpecError, match=r"subjects.broken.package: package.py:build raised AssertionError at package.py:\d+: .*colour"):
+        project.data_package("broken")
+
+
 def test_a_change_of_the_project_s_own_python_is_another_question(tmp_path: Path) -> None:
     project = token_sets.make(tmp_path)
     asked = Spec.model_validate({**SWEEP, "subject": "planted"})
@@ -84,6 +114,12 @@ def test_a_change_of_the_project_s_own_python_is_another_question(tmp_path: Path
             {"variables": {"family": "power", "stable_tokens": ["sheild"]}},
             r"stable_tokens\[0\]: unknown token 'sheild'.*did you mean 'shield'",
         ),
+        (
+            {"variables": {"family": "power", "stable_tokens": ["speed_1", "speed_2"]}},
+            r"stable_tokens\[1\]: 'speed_2' is a second token of 'speed'",
+        ),
+        ({"variables": {"family": "power", "stable_tokens": ["power_3"]}}, r"stable_tokens\[0\]: 'power_3' cannot stay"),
+        ({"variables": {"family": "power", "rungs": [0, 3]}}, r"variables.rungs.0: 0 is out of bounds; must be >= 1"),
         ({"constraints": ["one_rung"]}, r"constraints\[0\]: unknown constraint 'one_rung'.*did you mean 'one_rung_per_family'"),
         ({"dataset_slice": {"weapon_filter": ["bo"]}}, r"dataset_slice.weapon_filter\[0\]: unknown weapon 'bo'.*did you mean 'bow'"),
         ({"dataset_slice": {"family_filter": ["x"]}}, r"dataset_slice.family_filter\[0\]: unknown family 'x'"),

@@ -280,6 +280,16 @@ def test_the_same_numbers_from_changed_code_are_no_second_piece_of_evidence(sess
     assert [ruling.evidence.standing for ruling in ledger.get(h001).evaluation.rulings] == ["counted", "duplicate"]
 
 
+def test_the_same_numbers_from_another_model_are_evidence_of_their_own(session, ledger, h001):
+    from mlinterp.tracking.recorder import Recorder
+
+    runs = [evidence.run(session, h001) for _ in range(3)]
+    for run, digest in zip(runs, ("a" * 64, "b" * 64, "a" * 64), strict=True):
+        ledger.store.client.set_tag(run, "mlinterp.judgements", tags(ledger, runs[0])["mlinterp.judgements"])
+        Recorder(ledger.store.client, run).dataset_input("subject", digest, "subject", {"uri": "runs:/x"})
+    assert [ruling.evidence.standing for ruling in ledger.get(h001).evaluation.rulings] == ["counted", "counted", "duplicate"]
+
+
 def test_what_is_below_a_stale_step_or_reuses_an_earlier_run_is_stale_too(session, ledger, h001):
     sae = evidence.run(session, None)
     study = evidence.run(session, h001, kind="study")

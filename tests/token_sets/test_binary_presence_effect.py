@@ -85,7 +85,7 @@ def test_the_high_part_has_the_tenth_that_was_asked_for() -> None:
 
 def test_the_effect_is_welchs_with_cohens_d() -> None:
     rng = np.random.default_rng(0)
-    present, absent = rng.normal(1, 2, 40), rng.normal(0, 1, 70)
+    present, absent = ((mean + scale * np.outer([1, -1], rng.normal(size=half))).ravel() for mean, scale, half in ((1, 2, 20), (0, 1, 35)))
     lab = observed_lab([*((float(v), ["comeback"]) for v in present), *((float(v), []) for v in absent)])
     row = measure(lab, binary(binary_tokens=["comeback"])).tables["binary_effects"].rows[0]
     welch = stats.ttest_ind(present, absent, equal_var=False)

@@ -52,6 +52,26 @@ def test_the_difference_of_two_groups_is_welch_s_t_where_nothing_is_skewed() -> 
     assert effect.n == 24
 
 
+@pytest.mark.parametrize(("active", "n"), [(0.05, 10), (0.15, 5), (0.15, 30), (0.5, 5)])
+def test_a_few_silent_contexts_of_a_latent_that_is_mostly_silent_differ_from_the_rest_no_oftener_than_chance(active: float, n: int) -> None:
+    rng, found = np.random.default_rng(5), []
+    for _ in range(400):
+        values = np.where(rng.random(600) < active, rng.exponential(1.0, 600), 0.0)
+        found.append((difference(values[:n], values[n:]).p, stats.ttest_ind(values[:n], values[n:], equal_var=False).pvalue))
+    mended, plain = (np.array(found) < 0.05).mean(axis=0)
+    assert mended <= 0.075
+    assert plain >= 0.09
+
+
+def test_a_group_that_is_silent_throughout_still_differs_from_active_ones() -> None:
+    values = np.where(np.arange(1000) % 6 == 0, 1.0, 0.0)
+    found = difference(np.zeros(60), values)
+    shared = values.var(ddof=1) * 999 / 1058
+    assert found.std_error == pytest.approx(np.sqrt(shared / 60 + values.var(ddof=1) / 1000))
+    assert found.p < 0.005
+    assert found.high < 0
+
+
 def test_a_weighted_sum_of_two_groups_is_their_difference() -> None:
     assert combined([(1, A), (-1, B)])[2:6] == pytest.approx(difference(A, B)[2:6])
 
@@ -135,8 +155,9 @@ def test_standardised_differences_agree_with_the_hand_solved_case() -> None:
 
 def test_effects_of_edits_leave_out_what_was_not_made() -> None:
     deltas = np.array([[1.0, np.nan], [3.0, np.nan], [np.nan, np.nan]])
-    table = edited(["a", "b"], deltas)
+    table = edited(["a", "b"], deltas, 1)
     assert table.values[0] == 2.0
     assert np.isnan(table.values[1])
     assert table.n_units == 3
     assert {abs(table.shuffled(np.random.default_rng(seed))[0]) for seed in range(20)} == {1.0, 2.0}
+    assert np.isnan(edited(["a", "b"], deltas, 3).values).all()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,9 +13,12 @@ import torch
 from sae_kinds import random_sae
 
 from mlinterp.errors import ExperimentError, SpecError
+from mlinterp.experiments.base import Context
 from mlinterp.project import find_project
+from mlinterp.spec import Spec
+from mlinterp.token_sets import feature as feature_module
 from mlinterp.token_sets.feature import LatentReader
-from mlinterp.token_sets.opening import choose, constraints_of, reader_of
+from mlinterp.token_sets.opening import _correlations, choose, constraints_of, open_lab, reader_of
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +62,48 @@ def test_a_concept_that_no_latent_goes_with_is_said(subject: Any) -> None:
     flat = SimpleNamespace(contexts=subject.package.contexts, concepts=lambda table: {"always": np.ones(len(table))})
     with pytest.raises(ExperimentError, match="no latent varies together with 'always' on 200 contexts of the train split"):
         choose(LatentReader(subject), flat, None, "always")  # type: ignore[arg-type]
+
+
+def test_a_neuron_that_is_always_the_same_but_for_rounding_goes_with_no_concept() -> None:
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=400)
+    latents = np.full((400, 3), 5.0, dtype=np.float32)
+    latents[::7, 0] += np.float32(5e-7)
+    latents[:, 1] += (0.001 * values).astype(np.float32)
+    latents[:, 2] = 0.0
+    found = _correlations(latents, values)
+    assert np.isnan(found).tolist() == [True, False, True]
+    assert found[1] == pytest.approx(np.corrcoef(latents[:, 1].astype(float), values)[0, 1], abs=1e-6)
+
+
+@pytest.mark.parametrize("n_known", [0, 1])
+def test_a_concept_that_is_defined_nowhere_goes_with_no_latent(subject: Any, n_known: int) -> None:
+    undefined = SimpleNamespace(
+        contexts=subject.package.contexts, concepts=lambda table: {"unknown": np.where(np.arange(len(table)) < n_known, 1.0, np.nan)}
+    )
+    with pytest.raises(ExperimentError, match="no latent varies together with 'unknown'"):
+        choose(LatentReader(subject), undefined, None, "unknown")  # type: ignore[arg-type]
+
+
+def test_a_latent_chosen_and_measured_on_the_same_split_is_said_to_be_flattered(subject: Any) -> None:
+    def warnings(split: str) -> list[str]:
+        spec = Spec.model_validate({"type": "family_1d_sweep", "subject": "planted", "dataset_slice": {"split": split}})
+        return open_lab(Context(spec, SimpleNamespace(feature="power"), Path(), lambda: subject)).diagnostics.warnings
+
+    assert warnings("test") == []
+    assert any("that flatters it" in text for text in warnings("train"))
+
+
+@pytest.mark.parametrize("activation", ["topk", "jumprelu"])
+def test_latents_are_the_same_whatever_the_number_computed_at_a_time(
+    subject: Any, activation: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sae, table = random_sae(d_in=5, dtype=torch.float32, activation=activation, site="pooled"), subject.package.contexts("test")
+    whole, alone = LatentReader(subject, sae).everything(table), LatentReader(subject, sae).feature_activation(table, 3)
+    monkeypatch.setattr(feature_module, "_CHUNK", 16)
+    monkeypatch.setattr(feature_module, "_NUMBERS", 7 * sae.config.d_sae)
+    np.testing.assert_allclose(LatentReader(subject, sae).everything(table), whole, atol=1e-6)
+    np.testing.assert_allclose(LatentReader(subject, sae).feature_activation(table, 3), alone, atol=1e-6)
 
 
 def test_a_spec_that_names_no_constraint_keeps_to_every_hard_one(subject: Any) -> None:

@@ -93,7 +93,7 @@ def test_adjusted_p_values_keep_the_error_rate_of_the_family() -> None:
 
 def test_edited_contexts_have_their_signs_flipped() -> None:
     deltas = np.array([[1.0, 0.5], [2.0, 0.1], [0.3, -0.2], [1.5, 0.4]])
-    table = edited(["a", "b"], deltas)
+    table = edited(["a", "b"], deltas, 1)
     lab = observed_lab(TINY)
     every = [np.sqrt(np.mean((deltas * np.array(signs)[:, None]).mean(axis=0) ** 2)) for signs in itertools.product([1, -1], repeat=4)]
     exact = np.mean([found >= every[0] - 1e-12 for found in every])

@@ -68,9 +68,9 @@ def check_binary(spec: Spec, variables: BinaryEffectVariables, package: DataPack
 def run(context: Context) -> ExperimentResult:
     """Compare contexts with each token and without it, or put the token into contexts and run the model on both."""
     from mlinterp.experiments.token_sets.binary_presence_effect_measure import measure
-    from mlinterp.token_sets.opening import open_lab
+    from mlinterp.token_sets.opening import conduct
 
-    return measure(open_lab(context), context.variables)
+    return conduct(context, measure)
 
 
 EXPERIMENT = Experiment(

@@ -46,7 +46,8 @@ def effect_table(lab: Lab, variables: BinaryEffectVariables) -> EffectTable:
     labels = [family.name for family in families]
     if variables.mode == "interventional":
         bases = lab.bases(variables.n_contexts, variables.stable_tokens)
-        return edited(labels, np.column_stack([family_changes(lab, bases, family, family.levels).post[:, 0] for family in families]))
+        deltas = np.column_stack([family_changes(lab, bases, family, family.levels).post[:, 0] for family in families])
+        return edited(labels, deltas, variables.min_n)
     numbers = lab.vocabulary.numbers(labels)
     rows = lab.holding(variables.stable_tokens)
     return observed(labels, rows, lambda some: presence_deltas(some.post, some.table.incidence[:, numbers], variables.min_samples))

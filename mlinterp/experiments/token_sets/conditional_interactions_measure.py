@@ -41,7 +41,8 @@ def effect_table(lab: Lab, variables: ConditionalVariables) -> EffectTable:
     rows, triples = _triples(lab, variables)
     labels = [names(triple) for triple in triples]
     if variables.mode == "interventional":
-        return edited(labels, crossed(lab, lab.bases(variables.n_contexts, variables.stable_tokens), triples).interaction()[0].T)
+        found = crossed(lab, lab.bases(variables.n_contexts, variables.stable_tokens), triples).interaction()[0].T
+        return edited(labels, found, variables.min_n)
 
     def effects_of(rows: Rows) -> np.ndarray:
         return np.array([observed_value(rows.post, cells(rows, triple), variables.min_n) for triple in triples])

@@ -46,9 +46,9 @@ class CoreCoverageVariables(LatentVariables):
 def run(context: Context) -> ExperimentResult:
     """Count tokens and groups among the contexts in the core and in the tail of the activations."""
     from mlinterp.experiments.token_sets.core_coverage_analysis_measure import measure
-    from mlinterp.token_sets.opening import open_lab
+    from mlinterp.token_sets.opening import conduct
 
-    return measure(open_lab(context), context.variables)
+    return conduct(context, measure)
 
 
 EXPERIMENT = Experiment(

@@ -65,8 +65,13 @@ def measure(lab: Lab, variables: CoreCoverageVariables) -> ExperimentResult:
 
 
 def effect_table(lab: Lab, variables: CoreCoverageVariables) -> EffectTable:
-    """Return each token's share of the tail minus that of the core, so that it can be measured again."""
-    names = variables.tokens_to_check or carried(lab, variables.top_k)
+    """Return each token's share of the tail minus that of the core, so that it can be measured again.
+
+    Where no token is named, of every family that occurs: those that `carried` picks were chosen by looking at the activations.
+    """
+    there = lab.rows.table.levels.any(axis=0)
+    families = [family.name for family, occurs in zip(lab.vocabulary.families, there, strict=True) if occurs]
+    names = variables.tokens_to_check or families
 
     def effects_of(rows: Rows) -> np.ndarray:
         _, core, tail = _regions(rows.post, variables)

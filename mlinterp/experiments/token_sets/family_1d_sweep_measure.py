@@ -35,8 +35,7 @@ def effect_table(lab: Lab, variables: FamilySweepVariables) -> EffectTable:
     labels = [lab.vocabulary.label(family.name, rung) for rung in rungs]
     if variables.mode == "interventional":
         post = family_changes(lab, lab.bases(variables.n_contexts, variables.stable_tokens), family, rungs).post
-        post[:, np.isfinite(post).sum(axis=0) < variables.min_n] = np.nan
-        return edited(labels, post)
+        return edited(labels, post, variables.min_n)
 
     def effects_of(rows: Rows) -> np.ndarray:
         at = rows.table.rungs(family.name)

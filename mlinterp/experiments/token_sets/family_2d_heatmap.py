@@ -48,9 +48,9 @@ def check_heatmap(spec: Spec, variables: HeatmapVariables, package: DataPackage)
 def run(context: Context) -> ExperimentResult:
     """Compare contexts in each cell of the grid, or put contexts into each cell and run the model on all of them."""
     from mlinterp.experiments.token_sets.family_2d_heatmap_measure import measure
-    from mlinterp.token_sets.opening import open_lab
+    from mlinterp.token_sets.opening import conduct
 
-    return measure(open_lab(context), context.variables)
+    return conduct(context, measure)
 
 
 EXPERIMENT = Experiment(

@@ -60,7 +60,7 @@ def effect_table(lab: Lab, variables: HeatmapVariables) -> EffectTable:
     grid = _grid(lab, variables)
     labels = [f"{grid.x.short_code}_{x} {grid.y.short_code}_{y}" for x, y in grid.cells[1:]]
     if variables.mode == "interventional":
-        return edited(labels, cell_changes(lab, _bases(lab, variables), grid)[0][:, 1:])
+        return edited(labels, cell_changes(lab, _bases(lab, variables), grid)[0][:, 1:], variables.min_n)
     return observed(labels, _rows(lab, variables), lambda rows: observed_deltas(rows, grid, variables.min_n))
 
 

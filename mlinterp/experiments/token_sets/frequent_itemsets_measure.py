@@ -37,6 +37,7 @@ class Mined:
         others: of the baseline's contexts that hold it, int64 `[n_sets]`.
         n: high contexts that hold anything.
         n_others: the baseline's contexts that hold anything.
+        least: high contexts that a frequent set is held by.
     """
 
     names: tuple[str, ...]
@@ -45,6 +46,7 @@ class Mined:
     others: np.ndarray
     n: int
     n_others: int
+    least: int
 
     @cached_property
     def lift(self) -> np.ndarray:
@@ -73,7 +75,7 @@ def measure(lab: Lab, variables: ItemsetVariables) -> ExperimentResult:
     high, others = _parts(lab.rows.post, variables)
     _warn(lab, high, others)
     mined = _mine(lab, variables, high, others)
-    p = enrichment_p(mined.count, mined.n, mined.others, mined.n_others)
+    p = enrichment_p(mined.count, mined.n, mined.others, mined.n_others, mined.least)
     adjusted = benjamini_hochberg(p) if len(p) else p
     rows = [_row(mined, at, float(p[at]), float(adjusted[at])) for at in mined.by_lift[: variables.top_k].tolist()]
     if len(p) > variables.top_k:
@@ -83,8 +85,8 @@ def measure(lab: Lab, variables: ItemsetVariables) -> ExperimentResult:
     about = (
         f"Sets that at least {variables.min_support:.3g} of the {mined.n} contexts with the highest activations hold, against "
         f"{against} ({mined.n_others}). Lift is the ratio of the two shares; where the baseline does not have the set it is infinite, "
-        "and the cell empty. p: Fisher's exact test (one-sided), p_adj: adjusted for all frequent sets (Benjamini and Hochberg), "
-        "which does not know that they were chosen for being frequent among the high contexts."
+        f"and the cell empty. p: Fisher's exact test (one-sided) given that the set is here for {mined.least} high contexts or more, "
+        "p_adj: adjusted for all frequent sets (Benjamini and Hochberg)."
     )
     columns = ["tokens", "size", "support_high", "support_baseline", "lift", "count", "count_baseline"]
     columns += ["lift_is_infinite", "low", "high", "p", "p_adj"]
@@ -166,7 +168,7 @@ def _mine(lab: Lab, variables: ItemsetVariables, high: np.ndarray, others: np.nd
     found = frequent(inside, least, variables.max_size)
     count = np.concatenate([part.count for part in found])
     elsewhere = np.concatenate([outside.count(part.sets) for part in found])
-    return Mined(names, found, count, elsewhere, len(high), len(others))
+    return Mined(names, found, count, elsewhere, len(high), len(others), least)
 
 
 def _held(table: ContextTable, variables: ItemsetVariables) -> tuple[tuple[str, ...], np.ndarray, np.ndarray]:

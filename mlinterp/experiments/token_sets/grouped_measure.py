@@ -11,11 +11,14 @@ from mlinterp.token_sets.lab import Lab
 from mlinterp.token_sets.telling import adjust, flag_artefacts
 
 HOW = {
-    "observational": "The activation by {by}, and how far it lies from the mean of all contexts. Groups differ in more than that.",
+    "observational": "The activation by {by}, and how far it lies from the mean of all contexts. Groups differ in more than that. ",
     "interventional": "The same contexts put into the groups by {by}: how far the activation lies from the mean over all groups; "
-    "swap_delta: what the change from their own group does; control_delta: what the change to any other group does to them.",
+    "swap_delta: what the change from their own group does; control_delta: what the change to any other group does to them. ",
 }
 """What a table of groups shows, by mode."""
+UNITS = "Intervals are over contexts, of these very groups: they say nothing about other groups of the kind."
+MEAN_OF_ALL: dict[Mode, str] = {"observational": "the mean of all contexts", "interventional": "the mean over all groups"}
+"""What a group is compared with, by mode."""
 
 
 def class_of(lab: Lab) -> str | None:
@@ -42,7 +45,7 @@ def add_parts(result: ExperimentResult, lab: Lab, name: str, rows: list[dict[str
         return
     adjust(rows)
     flag_artefacts(lab, rows, "delta_from_global", "pre_delta")
-    result.add_table(name, rows[:shown], description=HOW[result.mode].format(by=by))
+    result.add_table(name, rows[:shown], description=HOW[result.mode].format(by=by) + UNITS)
     result.figures.append(
         Figure(
             name=name,

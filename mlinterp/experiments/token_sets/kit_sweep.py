@@ -27,9 +27,9 @@ class KitSweepVariables(GroupVariables):
 def run(context: Context) -> ExperimentResult:
     """Compare attributes by the contexts of the groups that have them, or put the same contexts into those groups and run the model."""
     from mlinterp.experiments.token_sets.kit_sweep_measure import measure
-    from mlinterp.token_sets.opening import open_lab
+    from mlinterp.token_sets.opening import conduct
 
-    return measure(open_lab(context), context.variables)
+    return conduct(context, measure)
 
 
 EXPERIMENT = Experiment(

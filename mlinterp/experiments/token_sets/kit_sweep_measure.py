@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from mlinterp.errors import ExperimentError
-from mlinterp.experiments.token_sets.grouped_measure import add_parts, result_of
+from mlinterp.experiments.token_sets.grouped_measure import MEAN_OF_ALL, add_parts, result_of
 from mlinterp.experiments.token_sets.kit_sweep import KitSweepVariables
 from mlinterp.result import ExperimentResult
 from mlinterp.token_sets.effect_table import EffectTable
@@ -94,7 +94,7 @@ def _tell_top(result: ExperimentResult, name: str, partition: Partition, parts: 
     top, key = parts[0], f"top_{plain(name)}"
     custom = {key: partition.labels[top.number][0], f"{key}_mean": top.activation.value, f"{key}_delta": top.delta.value}
     result.aggregates.custom |= custom
-    judge(result, f"aggregates/{key}_delta", top.delta, "the mean of all contexts", of=len(parts))
+    judge(result, f"aggregates/{key}_delta", top.delta, MEAN_OF_ALL[result.mode], of=len(parts))
 
 
 def _warn_of_singles(lab: Lab, name: str, parts: Sequence[Part]) -> None:
@@ -112,4 +112,4 @@ def _sum_up(result: ExperimentResult, parts: Sequence[Part]) -> None:
         return
     ranked = sorted(known, key=lambda effect: effect.value or 0.0)
     aggregates.max_delta, aggregates.min_delta = ranked[-1].value, ranked[0].value
-    judge(result, "aggregates/max_delta", ranked[-1], "the mean of all contexts", of=len(known))
+    judge(result, "aggregates/max_delta", ranked[-1], MEAN_OF_ALL[result.mode], of=len(known))

@@ -51,7 +51,8 @@ def effect_table(lab: Lab, variables: InteractionVariables) -> EffectTable:
     rows, pairs = _pairs(lab, variables)
     labels = [names(pair) for pair in pairs]
     if variables.mode == "interventional":
-        return edited(labels, crossed(lab, lab.bases(variables.n_contexts, variables.stable_tokens), pairs).interaction()[0].T)
+        found = crossed(lab, lab.bases(variables.n_contexts, variables.stable_tokens), pairs).interaction()[0].T
+        return edited(labels, found, variables.min_n)
 
     def effects_of(rows: Rows) -> np.ndarray:
         return np.array([observed_value(rows.post, cells(rows, pair), variables.min_n) for pair in pairs])

@@ -19,9 +19,9 @@ class ShuffleNullVariables(ObjectVariables):
 def run(context: Context) -> ExperimentResult:
     """Measure effects on the contexts, and on draws in which activations or signs are shuffled."""
     from mlinterp.experiments.token_sets.shuffle_null_measure import measure
-    from mlinterp.token_sets.opening import open_lab
+    from mlinterp.token_sets.opening import conduct
 
-    return measure(open_lab(context), context.variables)
+    return conduct(context, measure)
 
 
 EXPERIMENT = Experiment(

@@ -20,9 +20,9 @@ class SplitHalfVariables(ObjectVariables):
 def run(context: Context) -> ExperimentResult:
     """Measure effects on random halves of the contexts, and correlate the halves."""
     from mlinterp.experiments.token_sets.split_half_measure import measure
-    from mlinterp.token_sets.opening import open_lab
+    from mlinterp.token_sets.opening import conduct
 
-    return measure(open_lab(context), context.variables)
+    return conduct(context, measure)
 
 
 EXPERIMENT = Experiment(

@@ -96,12 +96,12 @@ def _is_flat(values: np.ndarray) -> bool:
 
 
 def spearman_brown(r: float) -> float:
-    """Return the correlation of two wholes whose halves correlate by r; NaN where undefined.
+    """Return the correlation of two wholes whose halves correlate by r; NaN below 0, where halves share nothing that could add up.
 
     >>> spearman_brown(0.5)
     0.6666666666666666
     """
-    return 2 * r / (1 + r) if r > -1 else np.nan
+    return 2 * r / (1 + r) if r >= 0 else np.nan
 
 
 def _halves(n: int, n_splits: int, stream: np.random.Generator) -> Iterable[tuple[np.ndarray, np.ndarray]]:
@@ -163,7 +163,7 @@ def _sum_up(result: ExperimentResult, lab: Lab, table: EffectTable, found: np.nd
         "std_correlation": float(found.std(ddof=1)) if len(found) > 1 else None,
         "min_correlation": float(found.min()),
         "max_correlation": float(found.max()),
-        "spearman_brown": spearman_brown(mean),
+        "spearman_brown": spearman_brown(mean) if mean >= 0 else None,
         "stability_passed": int(mean >= STABLE),
     }
     if mean < STABLE:

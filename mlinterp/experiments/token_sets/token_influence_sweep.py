@@ -29,9 +29,9 @@ class TokenInfluenceVariables(SweepVariables):
 def run(context: Context) -> ExperimentResult:
     """Compare contexts with each token and without it, or put it into contexts, take it out, and run the model on both."""
     from mlinterp.experiments.token_sets.token_influence_sweep_measure import measure
-    from mlinterp.token_sets.opening import open_lab
+    from mlinterp.token_sets.opening import conduct
 
-    return measure(open_lab(context), context.variables)
+    return conduct(context, measure)
 
 
 EXPERIMENT = Experiment(

@@ -10,7 +10,7 @@ import numpy as np
 
 from mlinterp.subjects.token_sets import edits
 from mlinterp.subjects.token_sets.table import ContextTable
-from mlinterp.token_sets.counterfactual import Changes, Edit, changes
+from mlinterp.token_sets.counterfactual import Changes, Edit, beyond_controls, changes
 from mlinterp.token_sets.effect_table import column_means
 from mlinterp.token_sets.effects import NOTHING, Effect, mean_effect
 from mlinterp.token_sets.lab import Lab

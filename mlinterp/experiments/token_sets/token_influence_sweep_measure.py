@@ -34,7 +34,7 @@ def effect_table(lab: Lab, variables: TokenInfluenceVariables) -> EffectTable:
     names = _names(lab, variables)
     if variables.mode == "interventional":
         bases = lab.bases(variables.n_contexts, variables.stable_tokens)
-        return edited(names, added(lab, bases, names, variables.collapse_families).post)
+        return edited(names, added(lab, bases, names, variables.collapse_families).post, variables.min_n)
 
     return observed(
         names,

@@ -21,9 +21,9 @@ class WeaponGroupVariables(LatentVariables):
 def run(context: Context) -> ExperimentResult:
     """Count each group among the contexts with the highest and with the lowest activations."""
     from mlinterp.experiments.token_sets.weapon_group_analysis_measure import measure
-    from mlinterp.token_sets.opening import open_lab
+    from mlinterp.token_sets.opening import conduct
 
-    return measure(open_lab(context), context.variables)
+    return conduct(context, measure)
 
 
 EXPERIMENT = Experiment(

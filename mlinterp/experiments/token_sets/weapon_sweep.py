@@ -26,9 +26,9 @@ class WeaponSweepVariables(GroupVariables):
 def run(context: Context) -> ExperimentResult:
     """Compare groups by their contexts, or put the same contexts into every group and run the model on them."""
     from mlinterp.experiments.token_sets.weapon_sweep_measure import measure
-    from mlinterp.token_sets.opening import open_lab
+    from mlinterp.token_sets.opening import conduct
 
-    return measure(open_lab(context), context.variables)
+    return conduct(context, measure)
 
 
 EXPERIMENT = Experiment(

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from mlinterp.errors import ExperimentError
-from mlinterp.experiments.token_sets.grouped_measure import add_parts, class_of, result_of
+from mlinterp.experiments.token_sets.grouped_measure import MEAN_OF_ALL, add_parts, class_of, result_of
 from mlinterp.experiments.token_sets.weapon_sweep import WeaponSweepVariables
 from mlinterp.result import ExperimentResult
 from mlinterp.token_sets.effect_table import EffectTable
@@ -65,7 +65,7 @@ def _opened(lab: Lab, variables: WeaponSweepVariables) -> tuple[Lab, ObservedGro
 
 
 def _classes(result: ExperimentResult, lab: Lab, groups: ObservedGroups | SwappedGroups, kind: str, min_examples: int) -> None:
-    """Add the table of classes, and the class with the highest mean."""
+    """Add the table of classes, and the class that lies highest."""
     partition = by_attributes(lab.package, [kind])
     parts = groups.parts(partition, min_examples)
     rows = [{"weapon_class": partition.labels[part.number][0], **part.columns()} for part in parts]
@@ -84,11 +84,10 @@ def _sum_up(result: ExperimentResult, parts: Sequence[Part], names: Sequence[str
         "top_weapon_mean": first.activation.value,
         "top_weapon_delta": first.delta.value,
         "bottom_weapon": names[-1],
-        "weapon_range": (first.activation.value or 0.0) - (last.activation.value or 0.0),
+        "weapon_range": (first.delta.value or 0.0) - (last.delta.value or 0.0),
     }
-    for name in ("aggregates/top_weapon_delta", "aggregates/max_delta"):
-        judge(result, name, first.delta, "the mean of all contexts", of=len(parts))
-    judge(result, "aggregates/min_delta", last.delta, "the mean of all contexts", of=len(parts))
+    for name, part in (("top_weapon_delta", first), ("max_delta", first), ("min_delta", last)):
+        judge(result, f"aggregates/{name}", part.delta, MEAN_OF_ALL[result.mode], of=len(parts))
 
 
 def _tell_dominance(result: ExperimentResult, lab: Lab, parts: Sequence[Part], names: Sequence[str]) -> None:

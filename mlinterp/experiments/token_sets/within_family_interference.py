@@ -67,9 +67,9 @@ def check_interference(spec: Spec, variables: InterferenceVariables, package: Da
 def run(context: Context) -> ExperimentResult:
     """Compare contexts that hold a higher token without and with a lower one, or take the lower one out and put it in."""
     from mlinterp.experiments.token_sets.within_family_interference_measure import measure
-    from mlinterp.token_sets.opening import open_lab
+    from mlinterp.token_sets.opening import conduct
 
-    return measure(open_lab(context), context.variables)
+    return conduct(context, measure)
 
 
 EXPERIMENT = Experiment(

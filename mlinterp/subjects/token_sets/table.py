@@ -56,7 +56,7 @@ class ContextTable:
             incidence[row, vocabulary.numbers(sorted(tokens))] = True
         strange = next((name for _, name in listed if name is not None and name not in numbers), None)
         if strange is not None:
-            raise unknown("group", strange, list(numbers))
+            raise unknown("group", strange, numbers, what="group")
         group = np.array([NO_GROUP if name is None else numbers[name] for _, name in listed], dtype=np.int64)
         return cls(vocabulary, tuple(groups), incidence, group)
 

@@ -38,6 +38,11 @@ def test_two_contexts_have_equal_words_exactly_if_they_are_equal(contexts):
             assert (one == other) == bool((words[i] == words[j]).all())
 
 
+def test_a_group_that_there_is_not_is_refused_with_the_nearest():
+    with pytest.raises(SpecError, match="unknown group 'bwo'; allowed: bow, sling, axe; did you mean 'bow'"):
+        table_of((("shield",), "bwo"))
+
+
 def test_special_tokens_are_never_part_of_a_context():
     assert table_of(({"<null>", "shield"}, "axe"), ({"<pad>"}, None)).context(0) == TokenContext(frozenset({"shield"}), "axe")
 

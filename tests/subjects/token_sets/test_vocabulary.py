@@ -74,6 +74,11 @@ def test_a_family_that_makes_no_sense_cannot_be_declared(wrong):
         Family("power", **wrong)
 
 
+def test_a_special_token_is_no_family_s():
+    with pytest.raises(ValueError, match="'shield' is a special token and a family's"):
+        Vocabulary((Family("shield", kind="binary"),), special=("shield",))
+
+
 def test_families_that_share_a_token_or_an_empty_token_that_is_not_special_cannot_be_declared():
     with pytest.raises(ValueError, match="share a name or a token"):
         Vocabulary((Family("a", rungs=(1,)), Family("a_1", kind="binary")))
