@@ -63,6 +63,10 @@ def _defaults(type_name: str, subject: str | None, project: Project) -> dict[str
     if experiment.check_domain is None:
         return {}
     given = {role: reference for role, reference in project.default_inputs(subject).items() if role in experiment.inputs}
+    for role, reference in given.items():
+        if reference.startswith("@"):
+            problem = f"'{reference}' names a step, and a subject is part of no study"
+            raise SpecError(problem, field=f"subjects.{subject}.inputs.{role}", allowed="`latest`, `run:ID` or `models:/NAME@alias`")
     try:
         return Spec.model_validate({"type": experiment.type, "inputs": given}).inputs
     except ValidationError as error:

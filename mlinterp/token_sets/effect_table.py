@@ -58,9 +58,9 @@ def observed(labels: Sequence[str], rows: Rows, effects_of: Callable[[Rows], np.
 def edited(labels: Sequence[str], deltas: np.ndarray, min_n: int) -> EffectTable:
     """Return the mean effects of edits from what each did to each context, `[n_contexts, n_labels]`, NaN where it was not made.
 
-    An effect that fewer than `min_n` contexts tell is undefined. Under the null each context's changes are as likely to be negative as positive, all of them together.
+    An effect that fewer than `min_n` contexts tell is undefined. Under the null each context's changes are as likely to be negative as
+    positive, all of them together.
     """
-
     deltas = np.where(np.isfinite(deltas).sum(axis=0) < min_n, np.nan, deltas)
 
     def means_of(found: np.ndarray) -> Effects:

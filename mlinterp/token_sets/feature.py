@@ -164,7 +164,7 @@ class LatentReader:
     def _one(self, contexts: ContextTable, latent: int) -> Activations:
         parts = (self.subject.activations(contexts.take(rows), self.site) for rows in _blocks(len(contexts), _CHUNK))
         if self.sae is None:
-            values = np.concatenate([h[:, latent] for h in parts]).astype(np.float64)
+            values = np.concatenate([h[:, latent].astype(np.float64) for h in parts])  # copies: a view would keep every neuron
             return Activations(values, values)
         from mlinterp.token_sets.one_latent import latent_of
 

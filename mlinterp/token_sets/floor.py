@@ -7,7 +7,7 @@ import numpy as np
 from mlinterp.result import Diagnostics
 
 NEAR_ZERO = 0.1
-"""Activations below this sit on the floor."""
+"""Activations closer to zero than this sit on the floor; one below zero (of a neuron without a ReLU) is not on it but beneath."""
 MOSTLY = 0.5
 """The floor is detected where more than this share of the activations sits on it."""
 
@@ -15,11 +15,11 @@ MOSTLY = 0.5
 def check_floor(post: np.ndarray, diagnostics: Diagnostics) -> bool:
     """Record the share of activations on the floor, and whether it is detected; return that. Undefined ones (NaN) are left out.
 
-    >>> check_floor(np.array([0.0, 0.05, 0.1, 1.0]), Diagnostics())
-    False
+    >>> check_floor(np.array([0.0, 0.05, 0.1, 1.0]), Diagnostics()), check_floor(np.array([-1.0, -0.5, -2.0, 1.0]), Diagnostics())
+    (False, False)
     """
     post = post[np.isfinite(post)]
-    rate = float((post < NEAR_ZERO).mean()) if len(post) else 0.0
+    rate = float((np.abs(post) < NEAR_ZERO).mean()) if len(post) else 0.0
     diagnostics.relu_floor_rate, diagnostics.relu_floor_detected = round(rate, 3), rate > MOSTLY
     return rate > MOSTLY
 

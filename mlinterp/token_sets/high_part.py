@@ -16,16 +16,19 @@ class HighPart(NamedTuple):
     Attributes:
         threshold: the least activation among them.
         there: which contexts they are, bool `[n]`.
+        warning: what is to be said of them; None where they are as many as were asked for.
     """
 
     threshold: float
     there: np.ndarray
+    warning: str | None = None
 
 
 def high_part(post: np.ndarray, share: float) -> HighPart:
     """Return the contexts above a share of all: of n in descending order, down to number max(1, int(n (1 - share))) counted from 0.
 
-    All that reach the activation of that one belong to it, so it has one context more than 1 - share at least.
+    All that reach the activation of that one belong to it, so it has one context more than 1 - share at least. Where that would be all
+    there are (a latent that is silent in most contexts), those above the lowest activation, with a warning.
 
     >>> found = high_part(np.arange(1.0, 21.0), 0.75)
     >>> found.threshold, int(found.there.sum())
@@ -33,6 +36,10 @@ def high_part(post: np.ndarray, share: float) -> HighPart:
     """
     n = len(post)
     threshold = float(np.sort(post)[::-1][min(max(1, int(n * (1 - share) + 1e-9)), n - 1)])
+    above = post > threshold
+    if above.any() and post.min() == threshold:
+        few = f"{int(above.sum())} of {n} contexts lie above the lowest activation, {threshold:g}: these are the high ones"
+        return HighPart(float(post[above].min()), above, f"{few}, and no {1 - share:.3g} of all")
     return HighPart(threshold, post >= threshold)
 
 

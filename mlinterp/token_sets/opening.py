@@ -63,10 +63,13 @@ def open_lab(context: Context) -> Lab:
     reader, spec = reader_of(context), context.spec
     package = reader.subject.package
     latent, custom = choose(reader, package, spec.feature_id, context.variables.feature)
-    table = package.contexts(spec.dataset_slice.split)
+    table = reader.subject.contexts(spec.dataset_slice.split)
     feature = reader.feature(latent)
     rows = Rows(table, feature(table))
     lab = Lab(spec, package, feature, latent, rows, constraints_of(package, spec.constraints), custom, context.reporter, reader)
+    kept = {constraint.id for constraint in lab.constraints}
+    if left := [found.id for found in package.constraints() if found.enforcement == "hard" and found.id not in kept]:
+        lab.warn(f"the spec names constraints, and {' and '.join(left)} is not among them: contexts that break it are used")
     lab.rows = cut(rows.take(lab.admit(table)), spec.dataset_slice, package)
     if context.variables.feature is not None and spec.dataset_slice.split == "train":
         lab.warn("the latent was chosen by looking at the train split, on which it is measured: that flatters it")

@@ -51,17 +51,25 @@ class GeneratingModel:
 
         log_odds = np.array(
             [
-                [z["log_odds"] + z.get("specials", {}).get(held["special"], 0.0) + z.get("weapons", {}).get(name, 0.0) for z in listed.values()]
+                [
+                    z["log_odds"] + z.get("specials", {}).get(held["special"], 0.0) + z.get("weapons", {}).get(name, 0.0)
+                    for z in listed.values()
+                ]
                 for name, held in groups.items()
             ]
         )
         self.weapon_odds = np.exp(log_odds) / np.exp(log_odds).sum(axis=1, keepdims=True)
         amounts = {name: np.array(row, dtype=np.float64) for name, row in planted["amounts"].items()}
         assert all(abs(row.sum() - 1) < 1e-9 for row in amounts.values()), "each row of amounts sums to 1"
-        self.levels = np.array([[amounts[z["amounts"].get(family.name, z["amounts"]["others"])] for z in listed.values()] for family in ordered])
+        self.levels = np.array(
+            [[amounts[z["amounts"].get(family.name, z["amounts"]["others"])] for z in listed.values()] for family in ordered]
+        )
         usual = planted["main_only_odds"]
         self.odds = [
-            np.array([[[z.get("main_only", {}).get(name, usual.get(name, usual["others"])) for name in names] for z in listed.values()]] * 2) for names in slots
+            np.array(
+                [[[z.get("main_only", {}).get(name, usual.get(name, usual["others"])) for name in names] for z in listed.values()]] * 2
+            )
+            for names in slots
         ]
         self.gate = np.full(len(listed), np.inf)
         (gating,) = {z["together"]["family"] for z in listed.values() if "together" in z}

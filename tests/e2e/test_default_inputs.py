@@ -59,6 +59,8 @@ def test_nothing_trained_yet_is_said_and_the_newest_is_taken_once_there_is_one(t
     swept = mlinterp.run_spec(Spec.model_validate({**SWEEP, "subject": None, "matrix": {"subject": ["learned"]}}), project=project)
     assert swept.children[0].result is not None
     assert swept.children[0].result.tables == step.result.tables
+    assert swept.result is not None
+    assert swept.result.metrics["aggregates/mean_delta"] == step.result.aggregates.mean_delta
 
 
 def test_in_a_sweep_over_subjects_each_takes_what_its_own_says(tmp_path: Path) -> None:
@@ -140,3 +142,20 @@ def test_what_the_domain_does_not_have_is_refused_before_a_run_exists(tmp_path: 
     from mlinterp.tracking.store import open_store
 
     assert open_store(tmp_path).client.search_runs([open_store(tmp_path).experiment_id("fighters")]) == []
+
+
+@pytest.mark.parametrize(
+    ("inputs", "words"),
+    [
+        ({"sae": "@sae"}, "subjects.learned.inputs.sae: '@sae' names a step, and a subject is part of no study"),
+        ({"sae": "newest"}, "subjects.learned.inputs.sae: 'newest' is not allowed"),
+        ({"soe": "latest"}, "subjects.learned.inputs.soe: unknown value 'soe'; allowed: 'subject' or 'sae'"),
+    ],
+)
+def test_what_no_spec_could_take_is_refused_where_the_subject_says_it(tmp_path: Path, inputs: dict[str, str], words: str) -> None:
+    from mlinterp.validation import check_spec
+
+    folder = token_sets.make(tmp_path, learned={**token_sets.LEARNED, "inputs": inputs})
+    for spec in (SWEEP, {"type": "study", "steps": [{**SWEEP, "name": "a"}]}):
+        with pytest.raises(SpecError, match=words):
+            check_spec(Spec.model_validate(spec), find_project(folder))

@@ -74,9 +74,7 @@ SMALL_PLANTED: Mapping[str, Any] = {
 def every_build() -> Iterator[tuple[str, float, set[str]]]:
     """Every build of the small domain with its probability given the archetype, before the budget."""
     amounts, levels = SMALL_PLANTED["amounts"], {0: set(), 1: {3}, 2: {3, 6}}
-    for z, (a, b), head, shoes in itertools.product(
-        "pq", itertools.product(range(3), repeat=2), ("", "c", "d"), ("", "e")
-    ):
+    for z, (a, b), head, shoes in itertools.product("pq", itertools.product(range(3), repeat=2), ("", "c", "d"), ("", "e")):
         kind = SMALL_PLANTED["archetypes"][z]
         p = amounts[kind["amounts"].get("a", "little")][a] * amounts[kind["amounts"].get("b", "little")][b]
         c, e = (0.7 if z == "p" and a == 2 else 0.3), (0.6 if z == "q" else 0.2)

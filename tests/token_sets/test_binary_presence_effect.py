@@ -83,6 +83,16 @@ def test_the_high_part_has_the_tenth_that_was_asked_for() -> None:
     assert high_part(np.arange(5.0), 1.0).threshold == 3.0
 
 
+def test_of_a_latent_that_is_mostly_silent_the_active_contexts_are_the_high_ones() -> None:
+    rows = [(1.0, ["comeback"]), (2.0, ["comeback"]), (3.0, []), *[(0.0, [])] * 96, (0.0, ["comeback"])]
+    result = measure(observed_lab(rows), binary(binary_tokens=["comeback"], high_percentile=0.9, min_samples=1))
+    assert (result.aggregates.custom["n_high_examples"], result.aggregates.custom["high_threshold"]) == (3, 1.0)
+    assert result.tables["binary_effects"].rows[0]["enrichment"] == pytest.approx((2 / 3) / 0.03)
+    assert "3 of 100 contexts lie above the lowest activation, 0: these are the high ones, and no 0.1 of all" in result.diagnostics.warnings
+    assert high_part(np.array([0.0, 0.0, 1.0]), 0.6).warning is not None
+    assert high_part(np.ones(3), 0.6) == (1.0, pytest.approx(np.ones(3, dtype=bool)), None)
+
+
 def test_the_effect_is_welchs_with_cohens_d() -> None:
     rng = np.random.default_rng(0)
     present, absent = ((mean + scale * np.outer([1, -1], rng.normal(size=half))).ravel() for mean, scale, half in ((1, 2, 20), (0, 1, 35)))

@@ -111,3 +111,15 @@ def test_its_effect_table_repeats_the_differences_of_shares() -> None:
 def test_a_result_round_trips_through_json() -> None:
     result = measure(observed_lab(P10, FLAT), coverage())
     assert ExperimentResult.model_validate_json(result.model_dump_json(by_alias=True)) == result
+
+
+def test_what_is_measured_again_was_not_chosen_by_looking() -> None:
+    rng, found = np.random.default_rng(2), []
+    names = [f"t{at}" for at in range(12)]
+    for _ in range(40):
+        rows = [(float(value), [name for name in names if rng.random() < 0.3]) for value in rng.random(120)]
+        table = effect_table(observed_lab(rows, flat(*names)), CoreCoverageVariables(top_k=1))
+        assert table.labels == tuple(names)
+        sizes = [np.abs(table.values).max(), *(np.abs(table.shuffled(rng)).max() for _ in range(19))]
+        found.append(np.mean(np.array(sizes) >= sizes[0]))
+    assert 0.35 < np.mean(found) < 0.7

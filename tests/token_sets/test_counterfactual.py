@@ -9,12 +9,13 @@ from token_lab import TOY, TOY_BASES, computed_lab, toy
 from mlinterp.errors import ExperimentError
 from mlinterp.experiments.token_sets.family_1d_sweep import FamilySweepVariables
 from mlinterp.experiments.token_sets.family_1d_sweep_measure import effect_table, measure
+from mlinterp.result import Diagnostics
 from mlinterp.stats import single_case_p
 from mlinterp.subjects.token_sets.constraints import of_each
 from mlinterp.subjects.token_sets.vocabulary import Family, Vocabulary
 from mlinterp.token_sets.counterfactual import beyond_controls, control_draws, family_changes, matched_controls
 from mlinterp.token_sets.effects import mean_of_cells
-from mlinterp.token_sets.floor import artefact
+from mlinterp.token_sets.floor import artefact, check_floor
 
 MANY = Vocabulary(tuple(Family(name, kind="binary") for name in "abcdefgh"))
 BASES = [tuple("abcdefgh"[k] for k in range(8) if number >> k & 1) for number in range(0, 256, 5)]
@@ -105,6 +106,12 @@ def test_beyond_the_controls_is_the_paired_difference_and_no_surer_than_the_cont
 def test_a_latent_that_is_not_finite_is_no_skipped_edit() -> None:
     with pytest.raises(ExperimentError, match="the latent is not finite on 1 of 6 contexts, such as alpha_3"):
         swept(computed_lab(lambda tokens, _: np.inf if tokens == {"alpha_3"} else toy(tokens), [(), ("beta_1",)]), family="alpha")
+
+
+def test_a_neuron_that_goes_below_zero_has_no_floor_there() -> None:
+    found = Diagnostics()
+    assert not check_floor(np.array([-3.0, -1.0, -0.05, 2.0, np.nan]), found)
+    assert found.relu_floor_rate == 0.25
 
 
 def test_an_effect_beside_which_the_pre_activation_moves_by_rounding_alone_is_an_artefact() -> None:

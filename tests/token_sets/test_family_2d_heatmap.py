@@ -14,7 +14,7 @@ from mlinterp.experiments.token_sets.family_2d_heatmap_measure import effect_tab
 from mlinterp.result import ExperimentResult
 from mlinterp.subjects.token_sets.constraints import of_each
 from mlinterp.subjects.token_sets.table import TokenContext
-from tests.support.token_lab import BUILDS, TOY_BASES, computed_lab, observed_lab, toy
+from tests.support.token_lab import BUILDS, TOY_BASES, computed_lab, flat, observed_lab, toy
 
 P4 = [
     (0.1, ["run_speed_up_3"]),
@@ -251,3 +251,28 @@ def test_what_the_domain_does_not_have_is_refused_with_the_nearest_name() -> Non
 def test_a_result_round_trips_through_json() -> None:
     result = measure(computed_lab(toy, TOY_BASES), on_toy())
     assert ExperimentResult.model_validate_json(result.model_dump_json(by_alias=True)) == result
+
+
+def test_the_mean_change_is_over_all_that_was_changed_where_contexts_cannot_be_put_into_every_cell() -> None:
+    lab = computed_lab(toy, [*TOY_BASES, ("beta_1",)])
+    lab.constraints = [of_each("no", "", "hard", lambda held: "no" if "delta" in held.tokens and "gamma" in held.tokens else None)]
+    result = measure(lab, on_toy(controls=0))
+    changes = []
+    for start in ((), ("beta_2",), ("delta",), ("beta_1",)):
+        for x, y in itertools.product((0, 1, 2, 3), (0, 1)):
+            if (x or y) and not ("delta" in start and y):
+                tokens = frozenset([*start, *([f"alpha_{x}"] if x else []), *(["gamma"] if y else [])])
+                changes.append(max(toy(tokens), 0.0) - max(toy(frozenset(start)), 0.0))
+    assert result.aggregates.mean_delta == pytest.approx(np.mean(changes))
+    assert result.aggregates.std_delta == pytest.approx(np.std(changes, ddof=1))
+
+
+def test_an_effect_no_larger_than_those_of_a_few_other_pairs_is_not_told_from_them() -> None:
+    """Every family adds its own amount in every context, which leaves nothing uncertain but which families were drawn."""
+    names = "abcdefgh"
+    worth = dict(zip(names, (1.0, 1.1, 0.2, 1.9, 0.4, 1.4, 0.8, 1.2), strict=True))
+    contexts = [[name for at, name in enumerate(names) if row >> at & 1] for row in range(40)]
+    lab = computed_lab(lambda tokens, _: 1 + sum(worth[token] for token in tokens), contexts, flat(*names))
+    result = measure(lab, grid(family_x="a", family_y="b", mode="interventional", controls=8))
+    assert result.estimates["aggregates/mean_delta"].p > 0.1
+    assert result.estimates["effect/adjusted_delta"].p > 0.1

@@ -11,7 +11,7 @@ from token_lab import TOY, toy
 from mlinterp.subjects.token_sets.table import ContextTable
 from mlinterp.token_sets import feature as feature_module
 from mlinterp.token_sets.feature import Activations, Feature
-from mlinterp.token_sets.one_latent import latent_of
+from mlinterp.token_sets.one_latent import _of_part, latent_of
 
 CONTEXTS = [(), ("alpha_1",), ("alpha_2", "gamma"), ("beta_2",), ("alpha_2", "gamma"), (), ("delta",), ("alpha_1",)]
 
@@ -71,6 +71,15 @@ def test_no_context_at_all_gives_no_number() -> None:
     assert len(counted.feature(table([])).post) == 0
     counted.feature(table(CONTEXTS))
     assert len(counted.feature(table([])).post) == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("activation", ["topk", "jumprelu"])
+def test_one_latent_keeps_none_of_the_others_in_memory(activation: str, dtype: torch.dtype) -> None:
+    sae = random_sae(activation=activation, dtype=dtype)
+    for found in _of_part(sae, 3, rows().to(dtype).numpy()):
+        assert found.flags.owndata
+        assert found.dtype == np.float64
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)

@@ -71,7 +71,7 @@ def test_counts_elsewhere_and_p_values_are_those_of_loops_and_of_scipy() -> None
     rng = np.random.default_rng(0)
     contexts = [{name for name in "abcdefg" if rng.random() < 0.5} | {"a"} for _ in range(80)]
     ranks = rng.permutation(80)
-    result = measure(observed_lab(zip(ranks + 1.0, contexts, strict=True), flat(*"abcdefg")), variables(min_support=0.05))
+    result = measure(observed_lab(zip(ranks + 1.0, contexts, strict=True), flat(*"abcdefg")), variables(min_support=0.2))
     high = [context for rank, context in zip(ranks, contexts, strict=True) if rank >= 64]
     rows = result.tables["itemsets"].rows
     assert len(rows) == result.aggregates.custom["n_itemsets"] > 20
@@ -79,8 +79,10 @@ def test_counts_elsewhere_and_p_values_are_those_of_loops_and_of_scipy() -> None
         wanted = set(row["tokens"].split(" + "))
         count, everywhere = sum(wanted <= context for context in high), sum(wanted <= context for context in contexts)
         assert (row["count"], row["count_baseline"]) == (count, everywhere - count)
-        table = [[count, 16 - count], [everywhere - count, 64 - everywhere + count]]
-        assert row["p"] == pytest.approx(stats.fisher_exact(table, alternative="greater").pvalue)
+        as_many, frequent_at_all = (
+            stats.fisher_exact([[k, 16 - k], [everywhere - k, 64 - everywhere + k]], alternative="greater").pvalue for k in (count, 3)
+        )
+        assert row["p"] == pytest.approx(as_many / frequent_at_all)
     assert [row["p_adj"] for row in rows] == pytest.approx(stats.false_discovery_control([row["p"] for row in rows]).tolist())
 
 
@@ -89,6 +91,23 @@ def test_fishers_test_holds_where_counts_are_large() -> None:
     found = enrichment_p(count, 5000, others, 45_000)
     wanted = stats.hypergeom.sf(count - 1, 50_000, count + others, 5000)
     assert found == pytest.approx(wanted, rel=1e-6, abs=1e-300)
+    given = enrichment_p(count[1:], 5000, others[1:], 45_000, least=40)
+    assert given == pytest.approx(wanted[1:] / stats.hypergeom.sf(39, 50_000, (count + others)[1:], 5000), rel=1e-6, abs=1e-300)
+    assert enrichment_p(np.array([5000]), 5000, np.array([0]), 45_000, least=4990) == pytest.approx(0.0)  # no 0 / 0
+
+
+def test_sets_that_chance_made_frequent_do_not_look_enriched() -> None:
+    names, low, found = [f"t{at}" for at in range(14)], [], []
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        contexts = [[name for name in names if rng.random() < 0.25] for _ in range(300)]
+        asked = variables(min_support=0.05, high_activation_pct=10.0, top_k=10_000)
+        rows = measure(observed_lab(zip(rng.random(300), contexts, strict=True), flat(*names)), asked).tables["itemsets"].rows
+        low += [row["p"] < 0.05 for row in rows]
+        found.append(min(row["p_adj"] for row in rows) < 0.05)
+    assert len(low) > 2000
+    assert np.mean(low) < 0.06
+    assert sum(found) <= 3
 
 
 def test_an_even_lift_has_an_interval_around_one_and_one_that_the_baseline_lacks_has_none() -> None:

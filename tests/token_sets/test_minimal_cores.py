@@ -15,6 +15,7 @@ from mlinterp.experiments.token_sets.minimal_cores_measure import measure
 from mlinterp.reports.plots import draw_all
 from mlinterp.result import ExperimentResult
 from mlinterp.subjects.token_sets.constraints import of_each
+from mlinterp.subjects.token_sets.table import TokenContext
 from mlinterp.subjects.token_sets.vocabulary import Family, Vocabulary
 from tests.support.token_lab import TOY_BASES, computed_lab, flat, observed_lab, toy
 
@@ -115,6 +116,41 @@ def test_a_context_with_many_families_is_searched_greedily_and_says_so() -> None
     assert (result.aggregates.custom["top_core"], result.aggregates.custom["mean_core_size"]) == ("t3 + t7", 2.0)
     assert result.metrics["effect/adjusted_retention"] > 0.5
     assert ExperimentResult.model_validate_json(result.model_dump_json(by_alias=True)) == result
+
+
+def noise(tokens: frozenset[str], group: str | None = None) -> float:
+    """Return a number that no part of a context explains: what holds in one group says nothing of another."""
+    assert group is not None
+    return float(np.random.default_rng([int(group), *sorted(map(ord, tokens))]).random()) * len(tokens)
+
+
+def test_cores_of_a_latent_without_structure_keep_no_more_than_chance_elsewhere() -> None:
+    contexts = [TokenContext(frozenset("abcdef"), str(group)) for group in range(60)]
+    lab = computed_lab(noise, contexts, VOCABULARY, groups={str(group): {} for group in range(60)})
+    result = measure(lab, cores(retention_threshold=0.5))
+    assert all(row["retention_ratio"] > row["control_retention"] for row in result.tables["minimal_cores"].rows)  # by choice
+    retention, beyond = result.estimates["aggregates/mean_retention"], result.estimates["effect/adjusted_retention"]
+    assert retention.p == beyond.p > 0.05
+    assert beyond.low < 0.0 < beyond.high
+
+
+def test_what_a_context_keeps_of_the_next_core_equals_a_loop_over_python_sets() -> None:
+    contexts = [frozenset(tokens) for tokens in ("abcde", "abcdefg", "cdefg", "abfg")]
+    rows = measure(computed_lab(odd, contexts, VOCABULARY), cores(retention_threshold=0.4, controls=1000)).tables["minimal_cores"].rows
+    for row, donor in zip(rows, [*rows[1:], rows[0]], strict=True):
+        whole = frozenset(row["original_tokens"].split(" + "))
+        kept = whole & set(donor["minimal_tokens"].split(" + "))
+        assert row["transfer_retention"] == pytest.approx(max(odd(kept), 0.0) / max(odd(whole), 0.0))
+        alike = [max(odd(frozenset(part)), 0.0) / odd(whole) for part in itertools.combinations(sorted(whole), len(kept))]
+        assert row["transfer_control"] == pytest.approx(np.mean(alike), abs=0.05)
+
+
+def test_a_single_core_is_compared_with_nothing() -> None:
+    result = measure(computed_lab(toy, [WHOLE]), cores())
+    row = result.tables["minimal_cores"].rows[0]
+    assert (row["transfer_retention"], row["transfer_control"]) == (None, None)
+    assert result.estimates["aggregates/mean_retention"].p is None
+    assert "effect/adjusted_retention" not in result.metrics
 
 
 def test_a_thermometer_goes_as_a_whole() -> None:

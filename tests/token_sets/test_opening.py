@@ -26,6 +26,11 @@ def subject(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return find_project(token_sets.make(tmp_path_factory.mktemp("fighters"))).load_subject("planted")
 
 
+def warnings_of(subject: Any, **given: Any) -> list[str]:
+    spec = Spec.model_validate({"type": "family_1d_sweep", "subject": "planted", **given})
+    return open_lab(Context(spec, SimpleNamespace(feature="power"), Path(), lambda: subject)).diagnostics.warnings
+
+
 def test_without_an_sae_a_latent_is_a_neuron_at_the_readout(subject: Any) -> None:
     reader, table = LatentReader(subject), subject.package.contexts("test")
     power = table.incidence[:, subject.package.vocabulary.span("power")].sum(axis=1)
@@ -86,12 +91,14 @@ def test_a_concept_that_is_defined_nowhere_goes_with_no_latent(subject: Any, n_k
 
 
 def test_a_latent_chosen_and_measured_on_the_same_split_is_said_to_be_flattered(subject: Any) -> None:
-    def warnings(split: str) -> list[str]:
-        spec = Spec.model_validate({"type": "family_1d_sweep", "subject": "planted", "dataset_slice": {"split": split}})
-        return open_lab(Context(spec, SimpleNamespace(feature="power"), Path(), lambda: subject)).diagnostics.warnings
+    assert warnings_of(subject, dataset_slice={"split": "test"}) == []
+    assert any("that flatters it" in text for text in warnings_of(subject, dataset_slice={"split": "train"}))
 
-    assert warnings("test") == []
-    assert any("that flatters it" in text for text in warnings("train"))
+
+def test_hard_constraints_that_a_spec_leaves_out_are_said_to_be(subject: Any) -> None:
+    assert warnings_of(subject, constraints=["no_fast_axe", "one_rung_per_family"]) == []
+    found = warnings_of(subject, constraints=["no_fast_axe"])
+    assert "the spec names constraints, and one_rung_per_family is not among them: contexts that break it are used" in found
 
 
 @pytest.mark.parametrize("activation", ["topk", "jumprelu"])

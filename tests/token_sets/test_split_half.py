@@ -86,6 +86,7 @@ def test_a_correlation_needs_three_effects_that_vary(other: list[float]) -> None
 def test_wholes_agree_better_than_their_halves() -> None:
     assert spearman_brown(0.5) == pytest.approx(2 / 3)
     assert np.isnan(spearman_brown(-1.0))
+    assert np.isnan(spearman_brown(-0.5))
 
 
 def test_spearman_brown_predicts_what_twice_the_contexts_give() -> None:

@@ -10,7 +10,7 @@ from mlinterp.errors import ExperimentError
 from mlinterp.experiments.token_sets.weapon_sweep import WeaponSweepVariables
 from mlinterp.experiments.token_sets.weapon_sweep_measure import effect_table, measure
 from mlinterp.result import ExperimentResult
-from mlinterp.subjects.token_sets.constraints import no_group_gating_if_relu_floor
+from mlinterp.subjects.token_sets.constraints import no_group_gating_if_relu_floor, of_each
 from mlinterp.subjects.token_sets.table import TokenContext
 from mlinterp.token_sets.lab import Lab
 from tests.support.token_lab import computed_lab, observed_lab
@@ -190,3 +190,21 @@ def test_a_result_round_trips_through_json() -> None:
     for lab, mode in ((observed_lab(P7), "observational"), (crossed(), "interventional")):
         result = measure(lab, sweep(mode=mode, min_examples=1))
         assert ExperimentResult.model_validate_json(result.model_dump_json(by_alias=True)) == result
+
+
+def test_edited_groups_are_ranked_by_what_they_change_and_not_by_the_contexts_that_they_admit() -> None:
+    """Weapon 1 raises most, and takes none of the contexts on which the latent is highest anyway."""
+
+    def gated_and_high(tokens: frozenset[str], group: str | None) -> float:
+        return 1 + {"1": 2.0, "2": 1.0, "3": 0.0, None: 0.0}[group] + 10 * ("gamma" in tokens)
+
+    plain, high = frozenset[str](), frozenset({"gamma"})
+    lab = computed_lab(gated_and_high, [TokenContext(plain, group) for group in "123"] + [TokenContext(high, group) for group in "23"])
+    check = of_each("no_gamma_on_1", "", "hard", lambda context: "no" if "gamma" in context.tokens and context.group == "1" else None)
+    lab.constraints = [*lab.constraints, check]
+    result = measure(lab, sweep(mode="interventional", min_examples=1))
+    expected = [("1", 1.0, 3), ("2", 0.2, 5), ("3", -0.8, 5)]
+    assert rows_of(result, "weapon_stats", "weapon_name", "delta_from_global", "n") == expected
+    assert (result.aggregates.max_delta, result.aggregates.min_delta) == (1.0, pytest.approx(-0.8))
+    assert result.aggregates.custom["weapon_range"] == pytest.approx(1.8)
+    assert result.estimates["aggregates/max_delta"].null == "the mean over all groups"

@@ -91,6 +91,8 @@ def _observe(lab: Lab, variables: BinaryEffectVariables, families: Sequence[Fami
     at = rows.table.rungs(variables.primary_family) if variables.primary_family else np.zeros(len(rows), dtype=np.int64)
     for rung in _primary_rungs(lab, variables):
         conditional += [_observed_at(rows, name, there, at == rung, rung, variables.min_n) for name, there in masks.items()]
+    if high.warning is not None:
+        lab.warn(high.warning)
     result = lab.result("observational", rows.post)
     _tables(result, lab, effects, conditional)
     custom = result.aggregates.custom

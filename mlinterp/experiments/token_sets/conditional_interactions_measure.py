@@ -65,8 +65,8 @@ def _triples(lab: Lab, variables: ConditionalVariables) -> tuple[Rows, list[Comb
 def _first_cells(triple: Combination, held: np.ndarray) -> dict[str, Any]:
     """Return the cells that both modes begin with. How often the tokens occur together is of all three."""
     together = held.all(axis=1)
-    row: dict[str, Any] = {"token_a": triple[0].name, "token_b": triple[1].name, "modulator": triple[2].name, "interaction": None}
-    return row | {"cooccurrence_rate": float(together.mean()), "n_both": int(together.sum())}
+    row: dict[str, Any] = {"token_a": triple[0].name, "token_b": triple[1].name, "interaction": None}
+    return row | {"cooccurrence_rate": float(together.mean()), "n_both": int(together.sum()), "modulator": triple[2].name}
 
 
 def _observe(lab: Lab, variables: ConditionalVariables) -> ExperimentResult:

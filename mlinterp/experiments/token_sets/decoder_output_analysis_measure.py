@@ -13,8 +13,10 @@ from typing import Any
 import numpy as np
 
 from mlinterp.errors import ExperimentError
+from mlinterp.estimates import largest_of, record
 from mlinterp.experiments.token_sets.decoder_output_analysis import DecoderOutputVariables
 from mlinterp.result import ExperimentResult, Figure
+from mlinterp.stats import single_case_p
 from mlinterp.token_sets.effects import Effect, mean_effect
 from mlinterp.token_sets.feature import LatentReader
 from mlinterp.token_sets.lab import Lab
@@ -105,6 +107,11 @@ def told(lab: Lab, variables: DecoderOutputVariables, found: Attribution) -> Exp
     result = lab.result("interventional" if found.effects else "observational")
     how = "measured by raising it in contexts" if found.effects else "by the weights alone: no model is run with the latent changed"
     about = f"Logits that one unit of the latent adds, {how}. centred: less the mean over all outputs, which a softmax does not see."
+    if found.control is not None:
+        about += (
+            " p: that the logit does not change, which any direction makes it do; control_contribution: the root mean square of random"
+            " directions of the same length; control_p: how many of them move the output as far, this one counted among them."
+        )
     columns = list(rows[0])
     for name, part, k in (
         ("promoted_tokens", promoted, variables.top_k_promoted),
@@ -124,10 +131,26 @@ def told(lab: Lab, variables: DecoderOutputVariables, found: Attribution) -> Exp
     for name, part in (("top_promoted", promoted), ("top_suppressed", suppressed)):
         custom |= {name: part[0]["token"] if part else None, f"{name}_value": part[0]["contribution"] if part else None}
         if part and found.effects:
-            top = found.effects[list(found.names).index(part[0]["token"])]
-            judge(result, f"aggregates/{name}_value", top, "no change of the logit", of=len(rows))
+            _judge_top(result, f"aggregates/{name}_value", found, part[0]["token"], [row["token"] for row in rows])
     result.aggregates.n_conditions = len(rows)
     return result
+
+
+def _judge_top(result: ExperimentResult, name: str, found: Attribution, top: str, shown: Sequence[str]) -> None:
+    """Record the change of the output that was chosen as the largest (smallest) of those shown.
+
+    Any direction changes some logit, in much the same way in every context: what is compared is the largest change by random ones.
+    """
+    at = [list(found.names).index(each) for each in shown]
+    effect = found.effects[list(found.names).index(top)]
+    if found.control is None or len(found.control) < 2 or effect.p is None:
+        judge(result, name, effect, "no change of the logit", of=len(shown))
+        return
+    largest = found.control[:, at].max(axis=1) if (effect.value or 0.0) > 0 else found.control[:, at].min(axis=1)
+    p = max(effect.p, single_case_p(effect.value or 0.0, largest))
+    estimate = effect.estimate("context", "the largest change by random directions of its length", float(largest.mean()), p)
+    assert estimate is not None
+    record(result, {name: largest_of(len(shown), estimate).model_copy(update={"p": p})})
 
 
 def _rows(lab: Lab, variables: DecoderOutputVariables, found: Attribution) -> list[dict[str, Any]]:

@@ -13,9 +13,8 @@ from mlinterp.errors import ExperimentError
 from mlinterp.subjects.token_sets import edits
 from mlinterp.subjects.token_sets.table import ContextTable
 from mlinterp.subjects.token_sets.vocabulary import Family
-from mlinterp.token_sets.counterfactual import Changes, Edit, changes, matched_rung
-from mlinterp.token_sets.effect_table import column_means
-from mlinterp.token_sets.effects import NOTHING, Effect, combined, difference, mean_effect
+from mlinterp.token_sets.counterfactual import Changes, Edit, beyond_controls, changes, matched_rung
+from mlinterp.token_sets.effects import NOTHING, Effect, combined, difference, mean_effect, mean_of_cells
 from mlinterp.token_sets.lab import Lab
 from mlinterp.token_sets.slicing import Rows
 
@@ -170,14 +169,13 @@ def edited_cells(lab: Lab, bases: ContextTable, grid: Grid, min_n: int, controls
     control = _control(lab, bases, grid, controls, spare)
 
     def mean_of(change: np.ndarray, change_pre: np.ndarray, beside: np.ndarray | None) -> Response:
+        """Return the mean of `change [n, k]`, beside the same of each control, `[n_pairs, n, k]`."""
         known = np.isfinite(change)
-        if known.sum() < min_n:
-            return Response(NOTHING._replace(n=int(known.sum())))
-        found = Response(mean_effect(change[known]), float(change_pre[known].mean()))
-        both = known if beside is None else known & np.isfinite(beside)
-        if beside is None or not both.any():
-            return found
-        return found._replace(control=float(beside[both].mean()), beyond=mean_effect(change[both] - beside[both]))
+        if (n := int(known.any(axis=1).sum())) < min_n:
+            return Response(NOTHING._replace(n=n))
+        found = Response(mean_of_cells(change), float(change_pre[known].mean()))
+        beyond = None if beside is None else beyond_controls(change, beside)
+        return found if beyond is None else found._replace(control=beyond[0], beyond=beyond[1])
 
     found = []
     for number, (x, y) in enumerate(grid.cells):
@@ -186,15 +184,14 @@ def edited_cells(lab: Lab, bases: ContextTable, grid: Grid, min_n: int, controls
         mean_pre = None if own.value is None else float((base.pre[known] + pre[known, number]).mean())
         delta, interaction = _from_itself(own), None
         if number:
-            delta = mean_of(post[:, number], pre[:, number], None if control is None else column_means(control[..., number]))
+            delta = mean_of(post[:, [number]], pre[:, [number]], None if control is None else control[..., [number]])
         if x and y:
             both, only_x, only_y, _ = grid.corners(x, y)
             measured = [post, pre] if control is None else [post, pre, control]
-            apart = [each[..., both] - each[..., only_x] - each[..., only_y] for each in measured]
-            interaction = mean_of(apart[0], apart[1], None if control is None else column_means(apart[2]))
+            apart = [each[..., [both]] - each[..., [only_x]] - each[..., [only_y]] for each in measured]
+            interaction = mean_of(apart[0], apart[1], None if control is None else apart[2])
         found.append(Cell(x, y, own, mean_pre, delta, interaction))
-    beside = None if control is None else _of_each(np.where(np.isfinite(post), control, np.nan)[..., 1:])
-    overall = mean_of(_of_each(post[None, :, 1:]), _of_each(pre[None, :, 1:]), beside)
+    overall = mean_of(post[:, 1:], pre[:, 1:], None if control is None else control[..., 1:])
     return Cells(found, overall, _spread(post[:, 1:][np.isfinite(post[:, 1:])]), base.post)
 
 
@@ -265,8 +262,3 @@ def _from_itself(own: Effect) -> Response:
 
 def _spread(values: np.ndarray) -> float | None:
     return float(values.std(ddof=1)) if len(values) > 1 else None
-
-
-def _of_each(changed: np.ndarray) -> np.ndarray:
-    """Return each context's mean over pairs and cells of `changed [n_pairs, n, n_cells]`; NaN where it has none."""
-    return column_means(changed.swapaxes(1, 2).reshape(-1, changed.shape[1]))

@@ -11,7 +11,7 @@ import numpy as np
 from mlinterp.errors import ExperimentError
 from mlinterp.estimates import bounds, record
 from mlinterp.experiments.token_sets.minimal_cores import MinimalCoreVariables
-from mlinterp.experiments.token_sets.minimal_cores_search import Core, Search
+from mlinterp.experiments.token_sets.minimal_cores_search import ROUNDING, Core, Search
 from mlinterp.result import ExperimentResult, Figure
 from mlinterp.stats import wilson_interval
 from mlinterp.subjects.token_sets import edits
@@ -26,6 +26,7 @@ CORE_SHARE = 0.5
 """A token that at least this share of the most active contexts hold is a core token, where contexts are only observed."""
 LARGEST_COMMON = 6
 """Tokens of the largest cores that are compared whole; the pairs and triples within larger ones are."""
+_TRANSFER = ("transfer_retention", "transfer_control")
 _LISTED = {"common": 20, "tokens": 50, "families": 20}
 
 
@@ -41,14 +42,19 @@ def _intervene(lab: Lab, variables: MinimalCoreVariables) -> ExperimentResult:
     clamped = np.isin([family.name for family in vocabulary.families], variables.clamp_families)
     search = Search(lab, table, clamped, variables.retention_threshold, variables.controls)
     cores = search.cores()
+    transferred, random = search.transferred(cores)
     _warn(lab, cores, variables)
     result = lab.result("interventional", search.whole)
     rows = [_core_row(table, core, search.whole[core.row]) for core in cores]
+    for row, *kept in zip(rows, transferred.tolist(), random.tolist(), strict=True):
+        row |= {name: None if np.isnan(share) else share for name, share in zip(_TRANSFER, kept, strict=True)}
     about = (
         f"The smallest part of each context that keeps {variables.retention_threshold:.3g} of its activation, after an exhaustive search; "
         "after a greedy one an irreducible part, of which there may be a smaller. irreducible: no single token can go, which was tried. "
         "Of several of one size the one that keeps most is shown, so it lies above control_retention, the mean of subsets of its size, "
-        "by choice too. empty_retention: what is left with the clamped families alone."
+        "by choice too. empty_retention: what is left with the clamped families alone. transfer_retention: what this context keeps where "
+        "only the families of the next row's core are left, which were not chosen by looking at it; transfer_control: what random parts of "
+        "that size keep."
     )
     result.add_table("minimal_cores", rows, description=about)
     common = _common(vocabulary, table, cores, clamped)
@@ -58,6 +64,7 @@ def _intervene(lab: Lab, variables: MinimalCoreVariables) -> ExperimentResult:
     about = "Of the contexts that hold a family, the share whose core it is part of (Wilson's interval)."
     result.add_table("core_families", _families(vocabulary, table, cores, clamped), description=about)
     _sum_up(result, cores, rows, common)
+    _judge_retention(result, cores, transferred - random, random)
     result.figures.append(
         _bars("core_families", "share", f"Families in the cores of latent {lab.latent} (interventional)", "share of its contexts")
     )
@@ -91,9 +98,10 @@ def _warn(lab: Lab, cores: list[Core], variables: MinimalCoreVariables) -> None:
     greedy = sum(core.search == "greedy" for core in cores)
     if greedy:
         lab.warn(f"{greedy} of {len(cores)} contexts were too large to try every subset: their cores are irreducible, perhaps not smallest")
-    idle = sum((core.empty_retention or 0.0) >= variables.retention_threshold for core in cores)
+    idle = sum(core.empty_retention is not None and core.empty_retention >= variables.retention_threshold - ROUNDING for core in cores)
     if idle:
-        lab.warn(f"in {idle} of {len(cores)} contexts enough of the activation is left without any token: nothing in them is needed")
+        what = "with the clamped families alone" if variables.clamp_families else "without any token"
+        lab.warn(f"in {idle} of {len(cores)} contexts enough of the activation is left {what}: nothing in them is needed")
 
 
 def _tokens(vocabulary: Vocabulary, levels: np.ndarray, kept: np.ndarray) -> list[str]:
@@ -151,7 +159,7 @@ def _families(vocabulary: Vocabulary, table: ContextTable, cores: list[Core], cl
 
 
 def _sum_up(result: ExperimentResult, cores: list[Core], rows: list[dict[str, Any]], common: list[dict[str, Any]]) -> None:
-    """Fill in how large cores are and how much they keep, beside what random subsets of their size keep."""
+    """Fill in how large cores are and how much they keep."""
     sizes, retention = (
         mean_effect(np.array([float(row["size"]) for row in rows])),
         mean_effect(np.array([core.retention for core in cores])),
@@ -172,13 +180,25 @@ def _sum_up(result: ExperimentResult, cores: list[Core], rows: list[dict[str, An
     size = sizes.estimate("context")
     assert size is not None
     record(result, {"aggregates/mean_core_size": size})
-    control = [(core.retention, core.control) for core in cores if core.control is not None]
-    if control:
-        own, others = (np.array(column) for column in zip(*control, strict=True))
-        beyond = mean_effect(own - others)
-        result.metrics |= {"effect/control_retention": float(others.mean()), "effect/adjusted_retention": beyond.value or 0.0}
-        judge(result, "aggregates/mean_retention", retention, "subsets of the same size", float(others.mean()), beyond=beyond)
-        judge(result, "effect/adjusted_retention", beyond, "subsets of the same size")
+
+
+def _judge_retention(result: ExperimentResult, cores: list[Core], beyond: np.ndarray, random: np.ndarray) -> None:
+    """Record what cores keep, with the p value of what others' cores keep beyond random parts.
+
+    A core was chosen for keeping much, so that it keeps more than random parts of its own context is no finding.
+    """
+    retention = mean_effect(np.array([core.retention for core in cores]))
+    known = np.isfinite(beyond)
+    if not known.any():
+        alone = retention.estimate("context")
+        assert alone is not None
+        record(result, {"aggregates/mean_retention": alone})
+        return
+    transfer, control = mean_effect(beyond[known]), float(random[known].mean())
+    result.metrics |= {"effect/control_retention": control, "effect/adjusted_retention": transfer.value or 0.0}
+    null = "random parts as large as another context's core"
+    judge(result, "aggregates/mean_retention", retention, null, control, beyond=transfer)
+    judge(result, "effect/adjusted_retention", transfer, null)
 
 
 def _observe(lab: Lab, variables: MinimalCoreVariables) -> ExperimentResult:
@@ -230,10 +250,10 @@ def _frequencies(
             "frequency_others": int(others[at]) / rest if rest else None,
             "p": float(p[at]) if rest else None,
         }
-        for at in np.flatnonzero((count > 0) & ~excluded).tolist()
+        for at in np.flatnonzero((count + others > 0) & ~excluded).tolist()
     ]
     adjust(rows)
-    return sorted(rows, key=lambda row: -row["count"])
+    return sorted((row for row in rows if row["count"]), key=lambda row: -row["count"])
 
 
 def _bars(table: str, column: str, title: str, y_label: str) -> Figure:

@@ -16,6 +16,7 @@ from typing import Literal
 import numpy as np
 
 from mlinterp.subjects.token_sets.table import ContextTable
+from mlinterp.token_sets.effect_table import column_means
 from mlinterp.token_sets.feature import Activations
 from mlinterp.token_sets.lab import Lab
 
@@ -23,7 +24,7 @@ EXHAUSTIVE = 12
 """Families up to which every subset is tried: 4096 of them."""
 _TOGETHER = 100
 """Contexts that are searched at a time; bounds memory."""
-_ROUNDING = 1e-6
+ROUNDING = 1e-6
 """Retention may fall short of the threshold by this: float32 passes of different batches differ in the last digits."""
 
 
@@ -62,12 +63,12 @@ class Search:
         table: the contexts.
         clamped: families that always stay, bool `[n_families]`.
         threshold: the least share of the activation that a core keeps.
-        controls: random subsets that a greedy core is compared with.
+        controls: random parts that a part of a context is compared with.
     """
 
     def __init__(self, lab: Lab, table: ContextTable, clamped: np.ndarray, threshold: float, controls: int) -> None:
         self.lab, self.table, self.clamped, self.controls = lab, table, clamped, controls
-        self.least = threshold - _ROUNDING
+        self.least = threshold - ROUNDING
         self.whole = lab.activations(table).post
         self.there = table.levels > 0
         self.free = [np.flatnonzero(row & ~clamped) for row in self.there]
@@ -141,17 +142,36 @@ class Search:
         final = self._evaluated(np.array(rows), kept)
         nothing = self._evaluated(np.array(rows), self.there[list(rows)] & self.clamped).post
         found = []
+        others = self._random(rows, kept)
         for at, row in enumerate(rows):
-            others = self._random(row, int((kept[at] & ~self.clamped).sum()))
             empty = float(nothing[at] / self.whole[row])
-            found.append(self._core(row, kept[at], final.take(slice(at, at + 1)), empty, others, None))
+            found.append(self._core(row, kept[at], final.take(slice(at, at + 1)), empty, others[at], None))
         return self._verified(found)
 
-    def _random(self, row: int, size: int) -> np.ndarray:
-        """Return what random subsets of a size retain, float64 `[controls]`."""
-        stream = self.lab.stream("subsets", row)
-        chosen = np.stack([stream.choice(len(self.free[row]), size, replace=False) for _ in range(self.controls)])
-        return self._evaluated(np.full(self.controls, row), self._subsets(row, chosen)).post / self.whole[row]
+    def transferred(self, cores: Sequence[Core]) -> tuple[np.ndarray, np.ndarray]:
+        """Return what contexts keep of themselves where only the families of another's core are left: the next one's, float64 `[n]`.
+
+        Beside it, what random parts of that size keep on average. NaN where no such part is allowed, and where there is no other core.
+        The families were not chosen by looking at the context that they are tried in, so chance alone makes both equal.
+        """
+        if len(cores) < 2:
+            return np.full(len(cores), np.nan), np.full(len(cores), np.nan)
+        rows = [core.row for core in cores]
+        kept = self.there[rows] & (np.stack([core.kept for core in [*cores[1:], cores[0]]]) | self.clamped)
+        own = self._evaluated(np.array(rows), kept).post / self.whole[rows]
+        blocks = [slice(start, start + _TOGETHER) for start in range(0, len(rows), _TOGETHER)]
+        others = np.concatenate([self._random(rows[block], kept[block]) for block in blocks])
+        return own, column_means(others.T)
+
+    def _random(self, rows: Sequence[int], kept: np.ndarray) -> np.ndarray:
+        """Return what random parts of contexts `rows [n]` retain, as large as `kept [n, n_families]`, float64 `[n, controls]`."""
+        there = self.there[list(rows)][:, None]
+        sizes = (kept & ~self.clamped).sum(axis=1)[:, None, None]
+        drawn = self.lab.stream("subsets", int(rows[0])).random((len(rows), self.controls, kept.shape[1]))
+        place = np.where(there & ~self.clamped, drawn, 2.0).argsort(axis=2).argsort(axis=2)
+        parts = (place < sizes) | (there & self.clamped)
+        values = self._evaluated(np.repeat(rows, self.controls), parts.reshape(-1, kept.shape[1])).post
+        return values.reshape(len(rows), -1) / self.whole[list(rows)][:, None]
 
     def _core(self, row: int, kept: np.ndarray, values: Activations, empty: float, alike: np.ndarray, n_alike: int | None) -> Core:
         known = alike[np.isfinite(alike)]

@@ -93,20 +93,20 @@ def _observe(lab: Lab, variables: InteractionVariables) -> ExperimentResult:
 
 
 def _together(pair: Combination, held: np.ndarray, min_n: int) -> dict[str, Any]:
-    """Return how often two items occur together: their lift - 1 (of `max(expected, 1)`), with Fisher's two-sided p value (doubled)."""
+    """Return how often two items occur together: their lift - 1 (of `max(expected, 1)`), with Fisher's two-sided p value (doubled).
+
+    The p value is there for every pair: only those that occur together by chance reach `min_n`.
+    """
     n, both = len(held), int(held.all(axis=1).sum())
     n_a, n_b = (int(count) for count in held.sum(axis=0))
     expected = n_a * n_b / n
-    row: dict[str, Any] = {"token_a": pair[0].name, "token_b": pair[1].name, "interaction": None}
-    row |= {"cooccurrence_rate": both / n, "n_both": both, "cooccurrence_p": None}
-    if both >= min_n:
-        row["interaction"] = (both - expected) / max(expected, 1.0)
-        more, less = (
-            float(enrichment_p(np.array([inside]), n_a, np.array([count - inside]), n - n_a)[0])
-            for inside, count in ((both, n_b), (n_a - both, n - n_b))
-        )
-        row["cooccurrence_p"] = min(1.0, 2 * min(more, less))
-    return row
+    row: dict[str, Any] = {"token_a": pair[0].name, "token_b": pair[1].name}
+    row["interaction"] = (both - expected) / max(expected, 1.0) if both >= min_n else None
+    more, less = (
+        float(enrichment_p(np.array([inside]), n_a, np.array([count - inside]), n - n_a)[0])
+        for inside, count in ((both, n_b), (n_a - both, n - n_b))
+    )
+    return row | {"cooccurrence_rate": both / n, "n_both": both, "cooccurrence_p": min(1.0, 2 * min(more, less))}
 
 
 def _intervene(lab: Lab, variables: InteractionVariables) -> ExperimentResult:

@@ -68,6 +68,8 @@ def _observe(lab: Lab, variables: TokenInfluenceVariables) -> ExperimentResult:
     listed = [_row(name, of_it, variables.min_samples) for name, of_it in zip(names, found, strict=True)]
     adjust(listed)
     flag_artefacts(lab, listed, "delta", "pre_delta")
+    if high.warning is not None:
+        lab.warn(high.warning)
     result = lab.result("observational", rows.post)
     rated = [row for row in listed if row["status"] == "ok"]
     suppressors = [row for row in rated if row["high_rate_ratio"] is not None and row["high_rate_ratio"] < variables.suppressor_threshold]

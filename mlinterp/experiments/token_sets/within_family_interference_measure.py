@@ -18,8 +18,7 @@ from mlinterp.result import ExperimentResult, Figure
 from mlinterp.subjects.token_sets import edits
 from mlinterp.subjects.token_sets.table import ContextTable
 from mlinterp.subjects.token_sets.vocabulary import Family
-from mlinterp.token_sets.counterfactual import changes, matched_rung
-from mlinterp.token_sets.effect_table import column_means
+from mlinterp.token_sets.counterfactual import beyond_controls, changes, matched_rung
 from mlinterp.token_sets.effects import NOTHING, Effect, difference, mean_effect
 from mlinterp.token_sets.lab import Lab
 from mlinterp.token_sets.slicing import Rows
@@ -133,9 +132,8 @@ def _edited(lab: Lab, family: Family, rungs: list[int], variables: InterferenceV
                 by_group = tuple((group, len(of_it), mean_effect(of_it)) for group, of_it in groups if len(of_it) >= variables.min_n)
                 pair = Pair(*pair[:4], *means, mean_effect(post[known]), float(pre[known].mean()), by_group)
                 control = _control(lab, bases, family, low, variables.controls, spare)
-                beside = known & np.isfinite(control)
-                if beside.any():
-                    pair = pair._replace(control=float(control[beside].mean()), beyond=mean_effect(post[beside] - control[beside]))
+                if (beyond := None if control is None else beyond_controls(post[:, None], control[..., None])) is not None:
+                    pair = pair._replace(control=beyond[0], beyond=beyond[1])
             pairs.append(pair)
     if all(pair.beyond is None for pair in pairs):
         lab.warn("there is no control: no context holds another such family whose lower token could be taken out or put in")
@@ -168,15 +166,15 @@ def _toggled(lab: Lab, bases: ContextTable, token: str) -> tuple[np.ndarray, np.
     return made.post[:, 0], made.pre[:, 0], made.before
 
 
-def _control(lab: Lab, bases: ContextTable, family: Family, low: int, draws: int, spare: list[str]) -> np.ndarray:
-    """Return what the lower token of other families of the encoding changes in the same contexts, the mean over `draws`, float64 `[n]`.
+def _control(lab: Lab, bases: ContextTable, family: Family, low: int, draws: int, spare: list[str]) -> np.ndarray | None:
+    """Return what the lower token of at most `draws` other families of the encoding changes in the same contexts, float64 `[k, n]`.
 
     The token stands at the same height of the other's ladder, and is taken out or put in where the context holds a higher one of it.
-    NaN where a context holds none.
+    NaN where a context holds none; None where no context holds any.
     """
     alike = [other for other in lab.vocabulary.families if not other.is_binary and other.encoding == family.encoding]
     others = [other for other in alike if other.name not in spare]
-    found = [np.full(len(bases), np.nan)]
+    found = []
     for picked in sorted(lab.stream("controls", family.name).permutation(len(others))[:draws].tolist()):
         other = others[picked]
         token = lab.vocabulary.token(other.name, matched_rung(family.levels, other.levels, low))
@@ -186,7 +184,7 @@ def _control(lab: Lab, bases: ContextTable, family: Family, low: int, draws: int
             post = np.full(len(bases), np.nan)
             post[there] = _toggled(lab, bases.take(there), token)[0]
             found.append(post)
-    return column_means(np.stack(found))
+    return np.stack(found) if found else None
 
 
 def _tables(result: ExperimentResult, lab: Lab, family: Family, measured: list[Pair], missing: list[Pair], min_n: int) -> None:
@@ -264,8 +262,9 @@ def _sum_up(result: ExperimentResult, measured: list[Pair]) -> None:
     for name, pair, kind in (("strongest_interference", least, "reduction"), ("strongest_enhancement", most, "enhancement")):
         if pair.kind == kind:
             aggregates.custom[name] = {"low_rung": pair.low, "high_rung": pair.high, "delta": pair.effect.value}
-    judge(result, "aggregates/min_delta", least.effect, "the higher token alone", of=len(measured))
-    judge(result, "aggregates/max_delta", most.effect, "the higher token alone", of=len(measured))
+    for name, pair in (("aggregates/min_delta", least), ("aggregates/max_delta", most)):
+        null = "the higher token alone" if pair.beyond is None else "the same edit of other families"
+        judge(result, name, pair.effect, null, pair.control or 0.0, of=len(measured), beyond=pair.beyond)
 
 
 def _examples(result: ExperimentResult, rows: Rows, family: Family, pair: Pair) -> None:

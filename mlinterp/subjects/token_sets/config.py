@@ -56,7 +56,9 @@ class TokenSetConfig(Frozen):
     sites: dict[Site, str] = Field({}, description="with a factory: site to the path of the module whose output [n, d] it is")
     readout: str = Field(POOLED, description="the site whose neurons are studied where no SAE is given")
     seed: int = Field(0, ge=0, lt=2**63, description="seed of the initial weights")
-    inputs: dict[str, str] = Field({}, description="what specs about token sets take where they name none themselves, such as sae: latest")
+    inputs: dict[Literal["subject", "sae"], str] = Field(
+        {}, description="what specs about token sets take where they name none themselves, such as sae: latest"
+    )
 
     @model_validator(mode="after")
     def _sites_fit(self) -> TokenSetConfig:

@@ -99,11 +99,18 @@ class TokenSetSubject(HookedSubject):
         return self._of_bag(self.package.encode(self.table_of(batch))).unsqueeze(1).expand(-1, batch.inputs.shape[1], -1)
 
     def contexts(self, split: Split) -> ContextTable:
-        """Return the package's contexts of a split."""
+        """Return the package's contexts of a split. Raises SpecError where their columns or groups are not the package's, in its order."""
         if split not in get_args(Split):
             raise unknown("split", split, get_args(Split), what="split")
         if split not in self._tables:
-            self._tables[split] = self.package.contexts(split)
+            found = self.package.contexts(split)
+            if (found.vocabulary, found.groups) != (self.package.vocabulary, self.package.group_keys):
+                raise SpecError(
+                    f"data package '{self.package.name}' gives {split} contexts of another vocabulary or other groups",
+                    field="subject",
+                    allowed="build them with its own vocabulary and group_keys, in that order",
+                )
+            self._tables[split] = found
         return self._tables[split]
 
     def targets(self, split: Split) -> np.ndarray:

@@ -102,6 +102,16 @@ def test_examples_are_contexts_of_a_split_with_their_targets(planted):
     assert len(planted.examples("validation", 10**6)) == 80
 
 
+def test_contexts_whose_groups_stand_in_another_order_are_refused():
+    class Sorted(token_sets.Fighters):
+        def contexts(self, split):
+            return ContextTable.of(self.vocabulary, sorted(self.groups), [(("shield",), "axe")])
+
+    subject = TokenSetSubject("own", nn.Linear(12, 4), Sorted(), {"all": ""}, "all", {})
+    with pytest.raises(SpecError, match="gives test contexts of another vocabulary or other groups; build them with its own"):
+        subject.contexts("test")
+
+
 def test_contexts_without_targets_are_examples_that_are_not_scored_and_cannot_be_trained_on():
     class Unanswered(token_sets.Fighters):
         targets = token_sets.DataPackage.targets
