@@ -43,16 +43,27 @@ class EffectTable:
 
 
 def observed(labels: Sequence[str], rows: Rows, effects_of: Callable[[Rows], np.ndarray]) -> EffectTable:
-    """Return effects that are a function of observed contexts. Under the null, activations belong to contexts at random."""
+    """Return effects that are a function of observed contexts. Under the null, activations belong to contexts at random.
 
-    def effects_in(found: Rows) -> Effects:
-        return lambda index: effects_of(found.take(index))
+    The contexts of the last two indices are remembered: what is asked of two halves for one draw is asked for the next one too.
+    """
+    recent: list[tuple[np.ndarray, Rows]] = []
+
+    def part(index: np.ndarray) -> Rows:
+        for known, found in recent:
+            if known is index:
+                return found
+        recent[:] = [*recent[-1:], (index, rows.take(index))]
+        return recent[-1][1]
+
+    def effects_in(post: np.ndarray) -> Effects:
+        return lambda index: effects_of(part(index).with_post(post[index]))
 
     def null(stream: np.random.Generator) -> Effects:
-        return effects_in(rows.with_post(stream.permutation(rows.post)))
+        return effects_in(stream.permutation(rows.post))
 
     _ = rows.table.levels  # from here on, contexts that are taken from the table bring their levels along
-    return EffectTable(tuple(labels), len(rows), "observational", effects_in(rows), null)
+    return EffectTable(tuple(labels), len(rows), "observational", effects_in(rows.post), null)
 
 
 def edited(labels: Sequence[str], deltas: np.ndarray, min_n: int) -> EffectTable:

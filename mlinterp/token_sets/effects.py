@@ -157,9 +157,9 @@ def _weighted(parts: list[tuple[float, np.ndarray]], total: float, n: int, alike
         found.append((weight**2 * variance / len(values), weight**3 * third / len(values) ** 2, df))
     variances, thirds, freedom = np.array(found).T
     error = float(np.sqrt(variances.sum()))
-    df = float(variances.sum() ** 2 / (variances**2 / freedom).sum()) if error > 0 else None
+    welch = float(variances.sum() ** 2 / (variances**2 / freedom).sum()) if error > 0 else None
     size = max(abs(weight) * _size(values) for weight, values in parts)
-    return _with_interval(total, None, error, n, df, alike, size, float(thirds.sum()) / error**3 if error > 0 else 0.0)
+    return _with_interval(total, None, error, n, welch, alike, size, float(thirds.sum()) / error**3 if error > 0 else 0.0)
 
 
 def _hardly_varies(values: np.ndarray) -> bool:

@@ -69,7 +69,7 @@ def effect_table(lab: Lab, variables: CoreCoverageVariables) -> EffectTable:
 
     Where no token is named, of every family that occurs: those that `carried` picks were chosen by looking at the activations.
     """
-    there = lab.rows.table.levels.any(axis=0)
+    there = np.asarray(lab.rows.table.levels.any(axis=0))
     families = [family.name for family, occurs in zip(lab.vocabulary.families, there, strict=True) if occurs]
     names = variables.tokens_to_check or families
 

@@ -3,7 +3,7 @@
 1. Halve the contexts at random, n_splits times, and measure the effects on each half.
 2. Correlate the halves over the effects: Pearson, Spearman, and what Pearson's would be between wholes instead of halves (Spearman 1910,
    Brown 1910: 2 r / (1 + r)).
-3. Do the same, with as many halvings, to n_shuffles draws of data in which there is nothing to find. What is stable there (the
+3. Do the same, with the same halves, to n_shuffles draws of data in which there is nothing to find. What is stable there (the
    popularity of tokens is) is no effect.
 """
 
@@ -21,13 +21,16 @@ from mlinterp.estimates import LEVEL, record
 from mlinterp.experiments.token_sets.effect_object import table_of
 from mlinterp.experiments.token_sets.split_half import SplitHalfVariables
 from mlinterp.result import Estimate, ExperimentResult, Figure
-from mlinterp.token_sets.effect_table import Effects, EffectTable
+from mlinterp.token_sets.effect_table import Effects, EffectTable, column_means
 from mlinterp.token_sets.lab import Lab
 
 STABLE = 0.7
 """A mean correlation from which on the effects pass as stable."""
 FEWEST, FEW = 3, 5
 """Effects without which there is no correlation (two points always lie on a line), and with which it says little."""
+
+_AT_ONCE = 100
+"""Draws whose activations are held at a time; bounds memory."""
 
 
 class Agreement(NamedTuple):
@@ -45,11 +48,7 @@ def measure(lab: Lab, variables: SplitHalfVariables) -> ExperimentResult:
         raise ExperimentError(f"{table.n_units} contexts make no halves of two")
     halves = list(_halves(table.n_units, variables.n_splits, lab.stream("halves")))
     splits = [agreement(table.on(first), table.on(second)) for first, second in halves]
-    null = []
-    for draw in range(variables.n_shuffles):
-        stream = lab.stream("null", draw)
-        effects = table.null(stream)
-        null.append(_mean([one.pearson for one in _agreements(effects, table.n_units, variables.n_splits, stream)]))
+    null = _null_correlations(lab, table, halves, variables.n_shuffles)
     _warn(lab, splits)
     result = lab.result(table.mode)
     rows = [
@@ -72,7 +71,7 @@ def measure(lab: Lab, variables: SplitHalfVariables) -> ExperimentResult:
     result.add_table("effects", effects_rows, description=about)
     null_rows = [{"draw": at, "mean_correlation": value} for at, value in enumerate(null, start=1)]
     result.add_table("null_correlations", null_rows, description="The mean correlation over as many splits, in each draw of shuffled data.")
-    _sum_up(result, lab, table, np.array([one.pearson for one in splits]), np.array(null))
+    _sum_up(result, lab, table, np.array([one.pearson for one in splits]), null)
     _pictures(result, lab, variables)
     return result
 
@@ -86,9 +85,14 @@ def agreement(one: np.ndarray, other: np.ndarray) -> Agreement:
     known = np.isfinite(one) & np.isfinite(other)
     x, y = one[known], other[known]
     n = len(x)
-    if n < FEWEST or _is_flat(x) or _is_flat(y):
-        return Agreement(np.nan, np.nan, n)
-    return Agreement(float(np.corrcoef(x, y)[0, 1]), float(scipy_stats.spearmanr(x, y).statistic), n)
+    r = _pearson(x, y)
+    return Agreement(r, float(scipy_stats.spearmanr(x, y).statistic) if np.isfinite(r) else np.nan, n)
+
+
+def _pearson(x: np.ndarray, y: np.ndarray) -> float:
+    if len(x) < FEWEST or _is_flat(x) or _is_flat(y):
+        return np.nan
+    return float(np.corrcoef(x, y)[0, 1])
 
 
 def _is_flat(values: np.ndarray) -> bool:
@@ -111,13 +115,17 @@ def _halves(n: int, n_splits: int, stream: np.random.Generator) -> Iterable[tupl
         yield order[: n // 2], order[n // 2 :]
 
 
-def _agreements(effects: Effects, n: int, n_splits: int, stream: np.random.Generator) -> list[Agreement]:
-    return [agreement(effects(first), effects(second)) for first, second in _halves(n, n_splits, stream)]
-
-
-def _mean(values: Iterable[float]) -> float:
-    known = [value for value in values if np.isfinite(value)]
-    return float(np.mean(known)) if known else np.nan
+def _null_correlations(lab: Lab, table: EffectTable, halves: list[tuple[np.ndarray, np.ndarray]], n_shuffles: int) -> np.ndarray:
+    """Return the mean correlation over the halvings in each draw under the null, float64 `[n_shuffles]`; NaN where undefined."""
+    found = np.full((n_shuffles, len(halves)), np.nan)
+    for start in range(0, n_shuffles, _AT_ONCE):
+        draws = [table.null(lab.stream("null", draw)) for draw in range(start, min(n_shuffles, start + _AT_ONCE))]
+        for split, (first, second) in enumerate(halves):
+            for draw, effects in enumerate(draws, start):
+                one, other = effects(first), effects(second)
+                known = np.isfinite(one) & np.isfinite(other)
+                found[draw, split] = _pearson(one[known], other[known])
+    return column_means(found.T)
 
 
 def token_frequencies(lab: Lab) -> EffectTable:
