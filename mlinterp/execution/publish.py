@@ -40,13 +40,24 @@ def publish(spec: Spec, result: ExperimentResult, children: Sequence[RunSummary]
     for name in names:
         recorder.artifact(workdir / name, Path(name).parent.as_posix())
     recorder.metrics(result.numbers(), step=0)
-    recorder.tags({"mlinterp.mode": result.mode})
+    recorder.tags({"mlinterp.mode": result.mode, **_said(result)})
     write_manifest(workdir, names)
     recorder.artifact(workdir / "manifest.json")
     broken = {name: value for name, value in result.metrics.items() if not math.isfinite(value)}
     if broken:
         recorder.metrics(broken, step=0)
         raise ExperimentError(f"not finite: {', '.join(f'{name} = {value}' for name, value in broken.items())}")
+
+
+def _said(result: ExperimentResult) -> dict[str, str]:
+    """Return what a result says in words, as tags by which runs are found: its latent, the ReLU floor, a dominant group."""
+    found = {"mlinterp.feature_id": str(result.feature_id)} if result.feature_id is not None else {}
+    if result.diagnostics.relu_floor_detected:
+        found["mlinterp.relu_floor_detected"] = "true"
+    for name, value in result.aggregates.custom.items():
+        if isinstance(value, str | bool):
+            found[f"mlinterp.custom.{name}"] = str(value).lower() if isinstance(value, bool) else value[:500]
+    return found
 
 
 def reports(spec: Spec, result: ExperimentResult, children: Sequence[RunSummary], figures: Mapping[str, bytes]) -> dict[str, str]:

@@ -20,8 +20,8 @@ ROWS, COLUMNS = 20, 12
 
 _MODE = {
     "observational": "Activations were read and nothing was changed. The numbers show what goes together, not what causes what.",
-    "interventional": "Activations were edited inside the forward pass and everything else was held fixed. "
-    "A difference from the unedited pass is an effect of the edit.",
+    "interventional": "Activations inside the forward pass, or the contexts that the model reads, were edited and everything else was held "
+    "fixed. A difference from the unedited pass is an effect of the edit.",
 }
 
 

@@ -62,14 +62,6 @@ def family_changes(lab: Lab, bases: ContextTable, family: Family, rungs: Sequenc
     return changes(lab, start, [lambda table, rung=rung: edits.set_rung(table, family.name, rung) for rung in rungs])  # type: ignore[misc]
 
 
-def matched_controls(
-    lab: Lab, bases: ContextTable, family: Family, rungs: Sequence[int], draws: int, spare: Sequence[str]
-) -> np.ndarray | None:
-    """Return what the same treatment with other families does: the mean change over those of `control_draws`, float64 `[n, n_rungs]`."""
-    found = control_draws(lab, bases, family, rungs, draws, spare)
-    return None if found is None else column_means(found)
-
-
 def control_draws(
     lab: Lab, bases: ContextTable, family: Family, rungs: Sequence[int], draws: int, spare: Sequence[str]
 ) -> np.ndarray | None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from scipy import sparse
 
+from mlinterp.token_sets.effect_table import Effects, EffectTable
 from mlinterp.token_sets.effects import NOTHING, Effect, difference, standardised
 from mlinterp.token_sets.high_part import HighPart, Ratio, ratio_of
 from mlinterp.token_sets.slicing import Rows
@@ -55,13 +58,24 @@ def presence(rows: Rows, there: np.ndarray, high: HighPart, min_n: int) -> Prese
     )
 
 
-def presence_deltas(post: np.ndarray, there: np.ndarray, min_n: int) -> np.ndarray:
-    """Return mean activation with minus without for each column of `there [n, k]`, float64 `[k]`; NaN with fewer than `min_n` contexts."""
-    n_present = there.sum(axis=0)
-    n_absent = len(there) - n_present
-    total = post @ there
-    enough = np.minimum(n_present, n_absent) >= max(min_n, 1)
-    means = (
-        np.divide(part, n, out=np.full(len(n), np.nan), where=enough) for part, n in ((total, n_present), (post.sum() - total, n_absent))
-    )
-    return np.asarray(next(means) - next(means))
+def presence_table(labels: Sequence[str], rows: Rows, there: np.ndarray, min_n: int) -> EffectTable:
+    """Return mean activation with minus without for each column of `there [n, k]`, so that it can be measured again.
+
+    Undefined with fewer than `min_n` contexts on either side. Under the null, activations belong to contexts at random.
+    """
+    held, n = sparse.csr_array(there.astype(np.float64)), len(rows)
+
+    def effects_in(post: np.ndarray) -> Effects:
+        def on(index: np.ndarray) -> np.ndarray:
+            times = np.bincount(index, minlength=n).astype(np.float64)
+            n_present, present = times @ held, (times * post) @ held
+            n_absent, absent = len(index) - n_present, post[index].sum() - present
+            enough = np.minimum(n_present, n_absent) >= max(min_n, 1)
+            undefined = np.full(len(labels), np.nan)
+            return np.asarray(
+                np.divide(present, n_present, out=undefined.copy(), where=enough) - np.divide(absent, n_absent, out=undefined, where=enough)
+            )
+
+        return on
+
+    return EffectTable(tuple(labels), n, "observational", effects_in(rows.post), lambda stream: effects_in(stream.permutation(rows.post)))

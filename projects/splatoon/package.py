@@ -45,6 +45,9 @@ SLOTS = {
     "shoes": {"object_shredder": "OS", "stealth_jump": "SJ", "drop_roller": "DR"},
 }
 
+MAIN_ONLY = 10
+"""What a main-only ability is worth in ability points, by which tables name it as a rung."""
+
 
 class Builds(DataPackage):
     """The domain.

@@ -90,6 +90,7 @@ def test_a_type_answers_alike_from_a_file_its_subcommands_and_python(
     assert (said.code, said.err) == (0, "")
     run = arena.runs()[0]
     assert (run.info.status, run.data.tags["mlinterp.type"], run.data.tags["mlinterp.mode"]) == ("FINISHED", experiment.type, mode)
+    assert run.data.tags["mlinterp.feature_id"] == str(spec["feature_id"])
 
     sets = [word for key, value in spec["variables"].items() for word in ("--set", f"variables.{key}={json.dumps(value)}")]
     for command in [experiment.type, *(command.name for command in COMMANDS if command.type == experiment.type)]:

@@ -132,7 +132,7 @@ def reports() -> list[tuple[str, str]]:
         "It fires on the last token only.",
         "models:/tiny@champion",
         "one_rung_per_family",
-        "Activations were edited inside the forward pass",
+        "Activations inside the forward pass, or the contexts that the model reads, were edited",
         "ablate_features",
         "at.sup_steps",
         "-0.4219",

@@ -13,7 +13,7 @@ from mlinterp.result import Diagnostics
 from mlinterp.stats import single_case_p
 from mlinterp.subjects.token_sets.constraints import of_each
 from mlinterp.subjects.token_sets.vocabulary import Family, Vocabulary
-from mlinterp.token_sets.counterfactual import beyond_controls, control_draws, family_changes, matched_controls
+from mlinterp.token_sets.counterfactual import beyond_controls, control_draws, family_changes
 from mlinterp.token_sets.effects import mean_of_cells
 from mlinterp.token_sets.floor import artefact, check_floor
 
@@ -76,7 +76,6 @@ def test_controls_are_other_families_than_the_swept_and_the_stable_ones_and_a_fu
     assert set(effects) <= {3.0, 4.0, 5.0, 6.0, 7.0}
     again = control_draws(lab, lab.rows.table, MANY.family("a"), [1], 3, ["b", "c"])
     np.testing.assert_array_equal(drawn, again)
-    np.testing.assert_allclose(matched_controls(lab, lab.rows.table, MANY.family("a"), [1], 3, ["b", "c"]), drawn.mean(axis=0))
     assert control_draws(lab, lab.rows.table, MANY.family("a"), [1], 3, list("bcdefgh")) is None
 
 

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from mlinterp.errors import ExperimentError, SpecError
 from mlinterp.experiments.token_sets.family_2d_heatmap import HeatmapVariables, check_heatmap
+from mlinterp.experiments.token_sets.family_2d_heatmap_cells import _apart_first
 from mlinterp.experiments.token_sets.family_2d_heatmap_measure import effect_table, measure
 from mlinterp.result import ExperimentResult
 from mlinterp.subjects.token_sets.constraints import of_each
@@ -276,3 +277,10 @@ def test_an_effect_no_larger_than_those_of_a_few_other_pairs_is_not_told_from_th
     result = measure(lab, grid(family_x="a", family_y="b", mode="interventional", controls=8))
     assert result.estimates["aggregates/mean_delta"].p > 0.1
     assert result.estimates["effect/adjusted_delta"].p > 0.1
+    assert result.estimates["aggregates/max_delta"].null == "the same edits of other families"
+    assert result.estimates["aggregates/max_delta"].p > 0.1
+
+
+def test_pairs_of_controls_share_as_few_families_as_there_are() -> None:
+    a, b, c, d = flat("a", "b", "c", "d").families
+    assert _apart_first([(a, b), (b, a), (a, c), (c, d), (d, b)]) == [(a, b), (c, d), (b, a), (a, c), (d, b)]

@@ -141,12 +141,34 @@ def test_observed_activations_give_the_difference_of_differences() -> None:
     assert result.estimates["aggregates/max_delta"].value == row["activation_interaction"]
 
 
+def test_the_matrix_has_every_pair_in_both_orders() -> None:
+    result = measure(computed_lab(toy, TOY_BASES), pairs(candidate_tokens=["alpha_2", "gamma", "delta"]))
+    cells = {(row["token_a"], row["token_b"]): row["interaction"] for row in result.tables["interaction_matrix"].rows}
+    assert [cells[name, name] for name in ("alpha_2", "gamma", "delta")] == [None] * 3
+    assert len(cells) == 9
+    assert all(cells[b, a] == value for (a, b), value in cells.items())
+    assert cells["gamma", "alpha_2"] == pytest.approx(8 / 3)
+
+
+def test_signs_that_noise_gave_are_no_artefact_of_the_floor() -> None:
+    rng = np.random.default_rng(0)
+    contexts = [frozenset(token for token in "abcdefgh" if rng.random() < 0.5) for _ in range(400)]
+    noise = dict(zip(contexts, rng.normal(size=400), strict=True))
+    lab = computed_lab(lambda tokens, _: float(noise[tokens]), contexts, flat(*"abcdefgh"))
+    rows = measure(lab, pairs(mode="observational")).tables["pair_interactions"].rows
+    flipped = [row for row in rows if row["activation_interaction"] * row["pre_interaction"] < 0]
+    assert flipped
+    assert not any(row["floor_artefact"] for row in flipped if row["low"] < 0.0 < row["high"])
+
+
 def test_co_occurrence_has_fishers_p_value_doubled() -> None:
     result = measure(observed_lab(co_occurring((8, "ab"), (2, "ac"), (2, "b"), (8, "c")), ABC), pairs(mode="observational", min_n=5))
     row = result.tables["synergies"].rows[0]
     one_sided = [stats.fisher_exact([[8, 2], [2, 8]], alternative=side).pvalue for side in ("greater", "less")]
     assert row["cooccurrence_p"] == pytest.approx(2 * min(one_sided))
     assert (row["activation_interaction"], row["status"]) == (None, "too few")
+    few = [row for row in result.tables["pair_interactions"].rows if row["n_both"] < 5]
+    assert [(row["interaction"], row["cooccurrence_p"] is None) for row in few] == [(None, False)] * 2
 
 
 THERMOMETER = [

@@ -99,6 +99,7 @@ def test_spearman_brown_predicts_what_twice_the_contexts_give() -> None:
 
 
 def test_the_token_frequency_is_the_share_of_the_activation() -> None:
+    assert split(metric="token_frequency_correlation").object is None
     lab = observed_lab([(2.0, ["a", "b"]), (1.0, ["a"]), (0.0, ["c"]), (3.0, [])], flat("a", "b", "c"))
     assert token_frequencies(lab).values[:2].tolist() == [0.6, 0.4]
     assert np.isnan(token_frequencies(lab).values[2])

@@ -14,13 +14,16 @@ from mlinterp.subjects.token_sets import edits
 from mlinterp.subjects.token_sets.table import ContextTable
 from mlinterp.subjects.token_sets.vocabulary import Family
 from mlinterp.token_sets.counterfactual import beyond_controls, control_draws, family_changes
-from mlinterp.token_sets.effect_table import EffectTable, edited, observed
+from mlinterp.token_sets.effect_table import EffectTable, edited
 from mlinterp.token_sets.effects import NOTHING, Effect, compared, mean_effect, standardised
 from mlinterp.token_sets.high_part import high_part
 from mlinterp.token_sets.lab import Lab
-from mlinterp.token_sets.presence import presence, presence_deltas
+from mlinterp.token_sets.presence import presence, presence_table
 from mlinterp.token_sets.slicing import Rows
 from mlinterp.token_sets.telling import adjust, flag_artefacts, judge, status
+
+OBSERVED = "in observed contexts, against others without it, which differ in more than the token"
+"""What is compared where nothing is edited."""
 
 
 class Found(NamedTuple):
@@ -48,9 +51,8 @@ def effect_table(lab: Lab, variables: BinaryEffectVariables) -> EffectTable:
         bases = lab.bases(variables.n_contexts, variables.stable_tokens)
         deltas = np.column_stack([family_changes(lab, bases, family, family.levels).post[:, 0] for family in families])
         return edited(labels, deltas, variables.min_n)
-    numbers = lab.vocabulary.numbers(labels)
     rows = lab.holding(variables.stable_tokens)
-    return observed(labels, rows, lambda some: presence_deltas(some.post, some.table.incidence[:, numbers], variables.min_samples))
+    return presence_table(labels, rows, rows.table.incidence[:, lab.vocabulary.numbers(labels)], variables.min_samples)
 
 
 def _families(lab: Lab, variables: BinaryEffectVariables) -> list[Family]:
@@ -196,7 +198,7 @@ def _top(result: ExperimentResult, found: Sequence[Found], nothing: str) -> None
 
 def _tables(result: ExperimentResult, lab: Lab, effects: list[dict[str, Any]], conditional: list[dict[str, Any]]) -> None:
     edited_here = result.mode == "interventional"
-    how = "put into contexts, against the same contexts without it" if edited_here else "in observed contexts, against others without it"
+    how = "put into contexts, against the same contexts without it" if edited_here else OBSERVED
     effects.sort(key=lambda row: -1.0 if row["delta"] is None else abs(row["delta"]), reverse=True)
     for name, rows, about in (
         ("binary_effects", effects, f"Change of the activation with each binary token {how}."),

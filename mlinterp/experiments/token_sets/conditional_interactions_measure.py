@@ -62,6 +62,10 @@ def _triples(lab: Lab, variables: ConditionalVariables) -> tuple[Rows, list[Comb
     return rows, [(*pair, modulator) for pair in combinations(items)]
 
 
+def _title(lab: Lab, variables: ConditionalVariables) -> str:
+    return f"What {variables.modulator_token} adds to interactions on latent {lab.latent}"
+
+
 def _first_cells(triple: Combination, held: np.ndarray) -> dict[str, Any]:
     """Return the cells that both modes begin with. How often the tokens occur together is of all three."""
     together = held.all(axis=1)
@@ -88,7 +92,7 @@ def _observe(lab: Lab, variables: ConditionalVariables) -> ExperimentResult:
         "Interaction of the pair (difference of differences) in observed contexts with the modulator, minus that in those without it. "
         "n: contexts in the smallest of the eight cells; n_both: those with all three tokens. The contexts differ in more than the three."
     )
-    report(lab, result, "conditional_interactions", table, effects, "interaction", variables.top_k, about)
+    report(lab, result, "conditional_interactions", table, effects, "interaction", variables.top_k, about, _title(lab, variables))
     result.aggregates.n_samples = len(rows)
     return result
 
@@ -116,7 +120,7 @@ def _intervene(lab: Lab, variables: ConditionalVariables) -> ExperimentResult:
         "stripped of first: the pair's interaction with the modulator minus that without it. control_interaction: mean over the same "
         "contexts of random other modulators; control_p: how many of them modulate as strongly, this one counted among them."
     )
-    report(lab, result, "conditional_interactions", table, effects, "interaction", variables.top_k, about)
+    report(lab, result, "conditional_interactions", table, effects, "interaction", variables.top_k, about, _title(lab, variables))
     result.aggregates.n_samples = int(np.isfinite(post).any(axis=0).sum())
     return result
 

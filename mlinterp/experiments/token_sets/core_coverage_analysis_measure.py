@@ -94,7 +94,7 @@ def _regions(post: np.ndarray, variables: CoreCoverageVariables) -> tuple[float,
 
 HOW = (
     "Shares, in percent with 95 % Wilson intervals, of the contexts in the core and in the tail of the activations that have each {what}. "
-    "tail_enrichment is undefined where the core has none (only_tail says so)."
+    "tail_enrichment is undefined where the core has none (only_tail says so). What goes together need not be cause and effect."
 )
 """What the tables show."""
 

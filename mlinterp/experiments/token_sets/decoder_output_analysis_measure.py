@@ -24,7 +24,9 @@ from mlinterp.token_sets.raising import raised
 from mlinterp.token_sets.telling import adjust, judge
 
 _ROUNDING = 1e-5
-"""Changes of logits that differ by this share of themselves are equal: they are differences of float32 numbers."""
+"""Changes of logits that differ by this share of the largest are equal: they are differences of float32 numbers."""
+_LEAST_RISE = 0.01
+"""A context in which the latent can rise by less than this share of the largest rise tells of rounding, by which it would be divided."""
 
 
 @dataclass(frozen=True)
@@ -70,13 +72,13 @@ def _measured(lab: Lab, reader: LatentReader, variables: DecoderOutputVariables)
     bases = lab.bases(variables.n_contexts)
     direction, top = reader.direction(lab.latent), float(lab.rows.post.max())
     rise = top - lab.activations(bases).post
-    below = rise > 1e-6 * max(abs(top), 1e-12)
+    below = rise > max(_LEAST_RISE * rise.max(), 1e-6 * abs(top), 1e-18)
     if not below.any():
         raise ExperimentError(
             f"latent {lab.latent} is at its largest activation, {top:g}, in all {len(bases)} contexts: it cannot be raised"
         )
     if not below.all():
-        lab.warn(f"{int((~below).sum())} contexts have the largest activation already and were left out")
+        lab.warn(f"{int((~below).sum())} contexts have the largest activation already, or nearly, and were left out")
     bases, rise = bases.take(below), rise[below]
     change = _settled(raised(reader, bases, rise, direction) / rise[:, None])
     control = None
@@ -92,9 +94,9 @@ def _measured(lab: Lab, reader: LatentReader, variables: DecoderOutputVariables)
 
 def _settled(change: np.ndarray) -> np.ndarray:
     """Return the changes without what float32 adds: none where they are next to nothing, the mean where contexts agree but for it."""
-    change = np.where(np.abs(change) <= _ROUNDING * np.abs(change).max(), 0.0, change)
-    mean = change.mean(axis=0)
-    return np.where(np.ptp(change, axis=0) <= _ROUNDING * np.abs(mean), mean, change)
+    rounding = _ROUNDING * np.abs(change).max()
+    change = np.where(np.abs(change) <= rounding, 0.0, change)
+    return np.where(np.ptp(change, axis=0) <= rounding, change.mean(axis=0), change)
 
 
 def told(lab: Lab, variables: DecoderOutputVariables, found: Attribution) -> ExperimentResult:
@@ -110,7 +112,8 @@ def told(lab: Lab, variables: DecoderOutputVariables, found: Attribution) -> Exp
     if found.control is not None:
         about += (
             " p: that the logit does not change, which any direction makes it do; control_contribution: the root mean square of random"
-            " directions of the same length; control_p: how many of them move the output as far, this one counted among them."
+            " directions of the same length, with the sign of the contribution; control_p: how many of them move the output as far, this"
+            " one counted among them."
         )
     columns = list(rows[0])
     for name, part, k in (
@@ -168,7 +171,7 @@ def _rows(lab: Lab, variables: DecoderOutputVariables, found: Attribution) -> li
             row |= {key: cell for key, cell in found.effects[at].columns("contribution").items() if key != "contribution"}
         if found.control is not None:
             beyond = np.abs(found.control[:, at]) >= abs(value)
-            row |= {"control_contribution": float(np.sqrt((found.control[:, at] ** 2).mean()))}
+            row |= {"control_contribution": float(np.copysign(np.sqrt((found.control[:, at] ** 2).mean()), value))}
             row |= {"control_p": (1 + int(beyond.sum())) / (1 + len(beyond))}
         rows.append(row)
     if found.effects:

@@ -7,7 +7,7 @@ import importlib.util
 from collections.abc import Collection
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import AliasChoices, Field, ValidationError, model_validator
 
 from mlinterp.errors import SpecError, unknown
 from mlinterp.experiments import catalog
@@ -38,8 +38,10 @@ class ObjectVariables(LatentVariables):
     object: EffectObject | None = Field(
         None, description="an experiment {type, variables} whose effects are looked at; where left out, how often tokens occur"
     )
-    statistic: Literal["token_frequency"] | None = Field(
-        None, description="without an object: token_frequency, how often tokens occur where the latent is active"
+    statistic: Literal["token_frequency", "token_frequency_correlation"] | None = Field(
+        None,
+        validation_alias=AliasChoices("statistic", "metric"),
+        description="without an object: token_frequency, how often tokens occur where the latent is active"
     )
 
     @model_validator(mode="after")

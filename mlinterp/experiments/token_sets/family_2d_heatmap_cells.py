@@ -233,7 +233,8 @@ def _changes(lab: Lab, bases: ContextTable, families: tuple[Family, Family], run
 def _control(lab: Lab, bases: ContextTable, grid: Grid, draws: int, spare: Sequence[str]) -> np.ndarray | None:
     """Return the changes by the same edits of `draws` other pairs of families of the same kinds, float64 `[n_pairs, n, n_cells]`.
 
-    Each rung is matched by the one at the same height of the other family's ladder. None where there is no such pair.
+    Pairs that share no family come first: they say more about pairs. Each rung is matched by the one at the same height of the other
+    family's ladder. None where there is no such pair.
     """
     taken = {grid.x.name, grid.y.name, *spare}
     free = [family for family in lab.vocabulary.families if family.name not in taken]
@@ -241,14 +242,23 @@ def _control(lab: Lab, bases: ContextTable, grid: Grid, draws: int, spare: Seque
     if not pairs or not draws:
         return None
     numbers, found = _settable(grid), []
-    for picked in sorted(lab.stream("controls", grid.x.name, grid.y.name).permutation(len(pairs))[:draws].tolist()):
-        x, y = pairs[picked]
+    drawn = [pairs[picked] for picked in lab.stream("controls", grid.x.name, grid.y.name).permutation(len(pairs)).tolist()]
+    for x, y in _apart_first(drawn)[:draws]:
         cells = [grid.cells[number] for number in numbers]
         rungs = [(_height(grid.x, x, at_x), _height(grid.y, y, at_y)) for at_x, at_y in cells]
         post = np.full((len(bases), len(grid.cells)), np.nan)
         post[:, 0], post[:, numbers] = 0.0, _changes(lab, bases, (x, y), rungs).post
         found.append(post)
     return np.stack(found)
+
+
+def _apart_first(pairs: Sequence[tuple[Family, Family]]) -> list[tuple[Family, Family]]:
+    """Return pairs with those in front, in their order, that share no family with one before them."""
+    apart: list[tuple[Family, Family]] = []
+    for pair in pairs:
+        if all(family not in other for other in apart for family in pair):
+            apart.append(pair)
+    return [*apart, *(pair for pair in pairs if pair not in apart)]
 
 
 def _height(family: Family, other: Family, rung: int) -> int:

@@ -159,7 +159,7 @@ def _sum_up(result: ExperimentResult, grid: Grid, found: Cells) -> None:
     aggregates.mean_delta, aggregates.std_delta = found.overall.effect.value, found.spread
     nothing = f"no {grid.x.name} and no {grid.y.name}"
     _judge_beside(result, "aggregates/mean_delta", found.overall, nothing, ("effect/control_delta", "effect/adjusted_delta"))
-    judge(result, "aggregates/max_delta", changed[int(values.argmax())].delta.effect, nothing, of=len(changed))
+    _judge_beside(result, "aggregates/max_delta", changed[int(values.argmax())].delta, nothing, of=len(changed))
 
 
 def _say_interactions(result: ExperimentResult, cells: list[Cell]) -> None:
@@ -174,15 +174,21 @@ def _say_interactions(result: ExperimentResult, cells: list[Cell]) -> None:
     _judge_beside(result, "interaction/corner", response, "effects that add up", beside)
     largest = max((each for _, each in known), key=lambda each: abs(each.effect.value or 0.0))
     result.metrics["interaction/largest"] = largest.effect.value or 0.0
-    judge(result, "interaction/largest", largest.effect, "effects that add up", of=len(known))
+    _judge_beside(result, "interaction/largest", largest, "effects that add up", of=len(known))
 
 
-def _judge_beside(result: ExperimentResult, name: str, response: Response, nothing: str, beside: tuple[str, str]) -> None:
-    """Judge an effect: against `nothing`, or where there is a control against that; `beside` names the control and the effect beyond it."""
+def _judge_beside(
+    result: ExperimentResult, name: str, response: Response, nothing: str, beside: tuple[str, str] | None = None, of: int = 1
+) -> None:
+    """Judge an effect: against `nothing`, or where there is a control against that.
+
+    `beside` names the metrics of the control and of the effect beyond it; `of`: the effect was chosen as the largest of so many.
+    """
     if response.beyond is None or response.control is None:
-        judge(result, name, response.effect, nothing)
+        judge(result, name, response.effect, nothing, of=of)
         return
-    same, (control, adjusted) = "the same edits of other families", beside
-    judge(result, name, response.effect, same, response.control, beyond=response.beyond)
-    result.metrics |= {control: response.control, adjusted: response.beyond.value or 0.0}
-    judge(result, adjusted, response.beyond, same)
+    same = "the same edits of other families"
+    judge(result, name, response.effect, same, response.control, of=of, beyond=response.beyond)
+    if beside is not None:
+        result.metrics |= {beside[0]: response.control, beside[1]: response.beyond.value or 0.0}
+        judge(result, beside[1], response.beyond, same)

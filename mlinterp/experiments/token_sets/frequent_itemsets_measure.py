@@ -80,13 +80,16 @@ def measure(lab: Lab, variables: ItemsetVariables) -> ExperimentResult:
     rows = [_row(mined, at, float(p[at]), float(adjusted[at])) for at in mined.by_lift[: variables.top_k].tolist()]
     if len(p) > variables.top_k:
         lab.warn(f"{len(p)} sets are frequent: the table lists the {variables.top_k} of highest lift")
+    if not len(p):
+        lab.warn(f"no two tokens stand together in {mined.least} of the {mined.n} high contexts: min_support is too large")
     result = lab.result("observational")
     against = "all other contexts" if variables.baseline == "rest" else "the middle half of the contexts by activation"
     about = (
         f"Sets that at least {variables.min_support:.3g} of the {mined.n} contexts with the highest activations hold, against "
         f"{against} ({mined.n_others}). Lift is the ratio of the two shares; where the baseline does not have the set it is infinite, "
         f"and the cell empty. p: Fisher's exact test (one-sided) given that the set is here for {mined.least} high contexts or more, "
-        "p_adj: adjusted for all frequent sets (Benjamini and Hochberg)."
+        "p_adj: adjusted for all frequent sets (Benjamini and Hochberg); low, high: Katz's interval of one lift, which knows of no choice. "
+        "Correlational: the contexts differ in more than the set."
     )
     columns = ["tokens", "size", "support_high", "support_baseline", "lift", "count", "count_baseline"]
     columns += ["lift_is_infinite", "low", "high", "p", "p_adj"]

@@ -45,6 +45,7 @@ def add_parts(result: ExperimentResult, lab: Lab, name: str, rows: list[dict[str
         return
     adjust(rows)
     flag_artefacts(lab, rows, "delta_from_global", "pre_delta")
+    some = f", the {shown} highest of {len(rows)}" if shown < len(rows) else ""
     result.add_table(name, rows[:shown], description=HOW[result.mode].format(by=by) + UNITS)
     result.figures.append(
         Figure(
@@ -55,7 +56,7 @@ def add_parts(result: ExperimentResult, lab: Lab, name: str, rows: list[dict[str
             y=["delta_from_global"],
             low="low",
             high="high",
-            title=f"Latent {lab.latent} by {by} ({result.mode})",
+            title=f"Latent {lab.latent} by {by}{some} ({result.mode})",
             x_label=by,
             y_label="activation beyond the mean",
         )

@@ -53,8 +53,8 @@ def _intervene(lab: Lab, variables: MinimalCoreVariables) -> ExperimentResult:
         "after a greedy one an irreducible part, of which there may be a smaller. irreducible: no single token can go, which was tried. "
         "Of several of one size the one that keeps most is shown, so it lies above control_retention, the mean of subsets of its size, "
         "by choice too. empty_retention: what is left with the clamped families alone. transfer_retention: what this context keeps where "
-        "only the families of the next row's core are left, which were not chosen by looking at it; transfer_control: what random parts of "
-        "that size keep."
+        "only the families of another row's core are left (the next that it contains, else the next), which were not chosen by what the "
+        "latent does here; transfer_control: what random parts of that size keep."
     )
     result.add_table("minimal_cores", rows, description=about)
     common = _common(vocabulary, table, cores, clamped)
@@ -66,7 +66,7 @@ def _intervene(lab: Lab, variables: MinimalCoreVariables) -> ExperimentResult:
     _sum_up(result, cores, rows, common)
     _judge_retention(result, cores, transferred - random, random)
     result.figures.append(
-        _bars("core_families", "share", f"Families in the cores of latent {lab.latent} (interventional)", "share of its contexts")
+        _bars("core_families", ["share"], f"Families in the cores of latent {lab.latent} (interventional)", "share of its contexts")
     )
     return result
 
@@ -221,7 +221,7 @@ def _observe(lab: Lab, variables: MinimalCoreVariables) -> ExperimentResult:
     result = lab.result("observational", lab.rows.post[order[:n]])
     about = (
         f"How many of the {n} contexts with the highest activations hold a token (Wilson's interval), and what share of the others does. "
-        "p: Fisher's exact test (one-sided) of being no more frequent than among these."
+        "p: Fisher's exact test (one-sided) of being no more frequent than among these. Correlational: nothing was taken away."
     )
     result.add_table("token_frequency", tokens[: _LISTED["tokens"]], description=about)
     about = "The same for families. A context counts once, however many rungs of a family it holds."
@@ -231,7 +231,8 @@ def _observe(lab: Lab, variables: MinimalCoreVariables) -> ExperimentResult:
     custom |= {"top_token": tokens[0]["token"] if tokens else None, "top_token_freq": tokens[0]["frequency"] if tokens else None}
     result.aggregates.n_samples = n
     title = f"Families where latent {lab.latent} is most active (observational)"
-    result.figures.append(_bars("family_frequency", "frequency", title, f"share of the {n} contexts"))
+    compared = ["frequency", "frequency_others"] if len(lab.rows) > n else ["frequency"]
+    result.figures.append(_bars("family_frequency", compared, title, "share of the contexts"))
     return result
 
 
@@ -256,5 +257,5 @@ def _frequencies(
     return sorted((row for row in rows if row["count"]), key=lambda row: -row["count"])
 
 
-def _bars(table: str, column: str, title: str, y_label: str) -> Figure:
-    return Figure(name=table, table=table, kind="bar", x="family", y=[column], low="low", high="high", title=title, y_label=y_label)
+def _bars(table: str, columns: list[str], title: str, y_label: str) -> Figure:
+    return Figure(name=table, table=table, kind="bar", x="family", y=columns, low="low", high="high", title=title, y_label=y_label)

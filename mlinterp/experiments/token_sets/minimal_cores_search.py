@@ -149,15 +149,16 @@ class Search:
         return self._verified(found)
 
     def transferred(self, cores: Sequence[Core]) -> tuple[np.ndarray, np.ndarray]:
-        """Return what contexts keep of themselves where only the families of another's core are left: the next one's, float64 `[n]`.
+        """Return what contexts keep of themselves where only the families of another's core are left, float64 `[n]`.
 
         Beside it, what random parts of that size keep on average. NaN where no such part is allowed, and where there is no other core.
-        The families were not chosen by looking at the context that they are tried in, so chance alone makes both equal.
+        The families were not chosen by what the latent does in the context that they are tried in, so chance alone makes both equal.
         """
         if len(cores) < 2:
             return np.full(len(cores), np.nan), np.full(len(cores), np.nan)
         rows = [core.row for core in cores]
-        kept = self.there[rows] & (np.stack([core.kept for core in [*cores[1:], cores[0]]]) | self.clamped)
+        cored = np.stack([core.kept for core in cores]) & ~self.clamped
+        kept = self.there[rows] & (cored[_donors(self.table.levels[rows], cored)] | self.clamped)
         own = self._evaluated(np.array(rows), kept).post / self.whole[rows]
         blocks = [slice(start, start + _TOGETHER) for start in range(0, len(rows), _TOGETHER)]
         others = np.concatenate([self._random(rows[block], kept[block]) for block in blocks])
@@ -198,6 +199,23 @@ class Search:
             retention = values[at : (at := at + len(part))] / self.whole[core.row]
             found.append(replace(core, irreducible=not bool((retention >= self.least).any())))
         return found
+
+
+def _donors(levels: np.ndarray, cored: np.ndarray) -> np.ndarray:
+    """Return whose core is tried in each context: the next one's that the context contains, else simply the next one's; int64 `[n]`.
+
+    Args:
+        levels: of the families in each context, `[n, n_families]`.
+        cored: families of each one's core, bool `[n, n_families]`.
+    """
+    n = len(levels)
+    found = np.empty(n, dtype=np.int64)
+    for at in range(n):
+        following = np.arange(at + 1, at + n) % n
+        part = cored[following]
+        contained = part.any(axis=1) & ((levels[following] == levels[at]) | ~part).all(axis=1)
+        found[at] = following[int(np.argmax(contained))]
+    return found
 
 
 def _chosen(n: int, size: int) -> np.ndarray:

@@ -29,21 +29,33 @@ from mlinterp.token_sets.telling import status
 def measure(lab: Lab, variables: InteractionVariables) -> ExperimentResult:
     """Return the result: `synergies`, `redundancies` and every pair."""
     result = _observe(lab, variables) if variables.mode == "observational" else _intervene(lab, variables)
+    column = "activation_interaction" if variables.mode == "observational" else "interaction"
+    _add_matrix(result, column)
     result.figures.insert(
         0,
         Figure(
             name="pair_interactions",
-            table="pair_interactions",
+            table="interaction_matrix",
             kind="heatmap",
             x="token_a",
             series="token_b",
-            y=["activation_interaction" if variables.mode == "observational" else "interaction"],
+            y=[column],
             title=f"Interactions of pairs on latent {lab.latent} ({result.mode})",
             x_label="token",
             y_label="token",
         ),
     )
     return result
+
+
+def _add_matrix(result: ExperimentResult, column: str) -> None:
+    """Add the interactions as a symmetric matrix: a pair that stands in one order only would look like one without data in the other."""
+    rows = result.tables["pair_interactions"].rows
+    found = {(row["token_a"], row["token_b"]): row[column] for row in rows}
+    found |= {(b, a): value for (a, b), value in found.items()}
+    tokens = dict.fromkeys(row[name] for name in ("token_a", "token_b") for row in rows)
+    cells = [{"token_a": a, "token_b": b, column: found.get((a, b))} for a in tokens for b in tokens if a == b or (a, b) in found]
+    result.add_table("interaction_matrix", cells, description="The interactions of the activation once more, in both orders.")
 
 
 def effect_table(lab: Lab, variables: InteractionVariables) -> EffectTable:
@@ -87,7 +99,17 @@ def _observe(lab: Lab, variables: InteractionVariables) -> ExperimentResult:
         "activation_interaction: the difference between what one token goes with where the other is there and where it is not, "
         "of observed contexts, which differ in more than the two; n: contexts in the smallest of the four cells."
     )
-    report(lab, result, "pair_interactions", table, effects, "activation_interaction", variables.top_k, about)
+    report(
+        lab,
+        result,
+        "pair_interactions",
+        table,
+        effects,
+        "activation_interaction",
+        variables.top_k,
+        about,
+        f"The largest interactions on latent {lab.latent}",
+    )
     result.aggregates.n_samples = len(rows)
     return result
 
@@ -134,6 +156,16 @@ def _intervene(lab: Lab, variables: InteractionVariables) -> ExperimentResult:
         "mean (sample, n - 1), std_error_population the same with n. control_interaction: mean over the same contexts of random pairs of "
         "tokens; control_p: how many of them interact as strongly, this pair counted among them."
     )
-    report(lab, result, "pair_interactions", table, effects, "interaction", variables.top_k, about)
+    report(
+        lab,
+        result,
+        "pair_interactions",
+        table,
+        effects,
+        "interaction",
+        variables.top_k,
+        about,
+        f"The largest interactions on latent {lab.latent}",
+    )
     result.aggregates.n_samples = int(np.isfinite(post).any(axis=0).sum())
     return result

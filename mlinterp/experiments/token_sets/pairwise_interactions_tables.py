@@ -73,10 +73,12 @@ def report(
     effect_column: str,
     top_k: int,
     about: str,
+    title: str,
 ) -> None:
     """Add the table `name` of all combinations, `synergies` and `redundancies`, the `strongest` with a figure, and the headline numbers.
 
-    What is a synergy or redundancy goes by the column `interaction`; what is strongest, and judged, by `effect_column`.
+    What is a synergy or redundancy goes by the column `interaction`; what is strongest, and judged, by `effect_column`. `title` is that
+    of the figure.
     """
     adjust(rows)
     flag_artefacts(lab, rows, effect_column, "pre_interaction")
@@ -87,17 +89,17 @@ def report(
     analysed = [row for row in rows if row["interaction"] is not None]
     synergies = sorted((row for row in analysed if row["interaction"] > 0), key=lambda row: -row["interaction"])
     redundancies = sorted((row for row in analysed if row["interaction"] < 0), key=lambda row: row["interaction"])
-    result.add_table("synergies", synergies[:top_k], columns, description="Interactions above zero, the highest first.")
-    result.add_table("redundancies", redundancies[:top_k], columns, description="Interactions below zero, the lowest first.")
+    result.add_table("synergies", synergies[:top_k], columns, description=f"Interactions above zero, the highest first. {about}")
+    result.add_table("redundancies", redundancies[:top_k], columns, description=f"Interactions below zero, the lowest first. {about}")
     custom = result.aggregates.custom
     custom |= {"n_pairs_analyzed": len(analysed), "n_synergies": len(synergies), "n_redundancies": len(redundancies)}
     for key, found in (("synergy", synergies), ("redundancy", redundancies)):
         custom |= {f"max_{key}": found[0]["interaction"] if found else None, f"top_{key}": found[0]["pair"] if found else None}
     _headlines(result, effects)
-    _strongest(lab, result, rows, effect_column)
+    _strongest(result, rows, effect_column, title)
 
 
-def _strongest(lab: Lab, result: ExperimentResult, rows: list[dict[str, Any]], column: str) -> None:
+def _strongest(result: ExperimentResult, rows: list[dict[str, Any]], column: str, title: str) -> None:
     """Add the largest interactions of the activation, of either sign, as a table and a figure."""
     top = sorted((row for row in rows if row[column]), key=lambda row: -abs(row[column]))[:_SHOWN]
     about = f"The {_SHOWN} largest interactions of the activation, of either sign."
@@ -111,7 +113,7 @@ def _strongest(lab: Lab, result: ExperimentResult, rows: list[dict[str, Any]], c
             y=[column],
             low="low",
             high="high",
-            title=f"The largest interactions on latent {lab.latent} ({result.mode})",
+            title=f"{title} ({result.mode})",
             y_label="interaction of the activation",
         )
     )

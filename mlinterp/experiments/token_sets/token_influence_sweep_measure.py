@@ -11,11 +11,11 @@ from mlinterp.experiments.token_sets.token_influence_sweep import TokenInfluence
 from mlinterp.experiments.token_sets.token_influence_sweep_edits import Influence, added, sweep
 from mlinterp.result import ExperimentResult, Figure
 from mlinterp.subjects.token_sets.table import ContextTable
-from mlinterp.token_sets.effect_table import EffectTable, edited, observed
+from mlinterp.token_sets.effect_table import EffectTable, edited
 from mlinterp.token_sets.effects import Effect
 from mlinterp.token_sets.high_part import high_part
 from mlinterp.token_sets.lab import Lab
-from mlinterp.token_sets.presence import Presence, presence, presence_deltas
+from mlinterp.token_sets.presence import Presence, presence, presence_table
 from mlinterp.token_sets.telling import adjust, flag_artefacts, judge, status
 
 SIGNIFICANT = 0.05
@@ -35,12 +35,8 @@ def effect_table(lab: Lab, variables: TokenInfluenceVariables) -> EffectTable:
     if variables.mode == "interventional":
         bases = lab.bases(variables.n_contexts, variables.stable_tokens)
         return edited(names, added(lab, bases, names, variables.collapse_families).post, variables.min_n)
-
-    return observed(
-        names,
-        lab.holding(variables.stable_tokens),
-        lambda rows: presence_deltas(rows.post, _there(rows.table, names, variables.collapse_families), variables.min_samples),
-    )
+    rows = lab.holding(variables.stable_tokens)
+    return presence_table(names, rows, _there(rows.table, names, variables.collapse_families), variables.min_samples)
 
 
 def _names(lab: Lab, variables: TokenInfluenceVariables) -> list[str]:
@@ -77,8 +73,8 @@ def _observe(lab: Lab, variables: TokenInfluenceVariables) -> ExperimentResult:
     suppressors.sort(key=lambda row: row["high_rate_ratio"])
     enhancers.sort(key=_height, reverse=True)
     listed.sort(key=lambda row: -1.0 if row["delta"] is None else abs(row["delta"]), reverse=True)
-    about = "Observed contexts with each token against others without it, and how often it stands in the high ones and in the rest"
-    result.add_table("all_tokens", listed, description=f"{about}.")
+    about = "Observed contexts with each token against others without it, and how often it stands in the high ones and in the rest."
+    result.add_table("all_tokens", listed, description=f"{about} Contexts with a token differ from others in more than that.")
     of_high = "over its share of the rest (never in low: it occurs in high ones only, and the ratio is infinite)"
     for name, chosen, word in (("suppressors", suppressors, "below"), ("enhancers", enhancers, "above")):
         rate = "low_rate" if name == "suppressors" else "high_rate"

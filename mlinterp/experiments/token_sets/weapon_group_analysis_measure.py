@@ -44,11 +44,13 @@ def measure(lab: Lab, variables: WeaponGroupVariables) -> ExperimentResult:
     result = lab.result("observational")
     about = (
         "Each group among the contexts with the highest and the lowest activations, in percent of them. The ratio is undefined where "
-        "the low part has none of the group (only_high says so); log_odds_ratio, with its interval, is finite there too."
+        "the low part has none of the group (only_high says so); log_odds_ratio, with its interval, is finite there too. "
+        "Groups differ in more than their name: what goes together need not be cause and effect."
     )
     result.add_table("weapon_enrichment", found[:SHOWN], description=about)
+    some = f", {SHOWN} of {len(found)}" if len(found) > SHOWN else ""
     result.add_table("high_activation_samples", [_sample(rows, row) for row in high[:SAMPLES]], description="The highest activations.")
-    _picture(result, lab)
+    _picture(result, lab, some)
     result.aggregates.n_conditions = len(found)
     result.aggregates.custom |= {"high_group_size": len(high), "low_group_size": len(low)}
     _tell_most(result, found)
@@ -142,7 +144,7 @@ def _tell_most(result: ExperimentResult, found: list[dict[str, Any]]) -> None:
     record(result, {"aggregates/most_enriched_log_odds": largest_of(len(found), estimate)})
 
 
-def _picture(result: ExperimentResult, lab: Lab) -> None:
+def _picture(result: ExperimentResult, lab: Lab, some: str) -> None:
     word = lab.package.group_word
     result.figures.append(
         Figure(
@@ -153,7 +155,7 @@ def _picture(result: ExperimentResult, lab: Lab) -> None:
             y=["log_odds_ratio"],
             low="log_odds_low",
             high="log_odds_high",
-            title=f"Latent {lab.latent}: each {word} among its highest against its lowest activations (observational)",
+            title=f"Latent {lab.latent}: each {word} among its highest against its lowest activations{some} (observational)",
             x_label=word,
             y_label="log odds ratio, high against low",
         )

@@ -191,7 +191,7 @@ def _tables(result: ExperimentResult, lab: Lab, family: Family, measured: list[P
     rows = [_row(pair) for pair in measured]
     adjust(rows)
     flag_artefacts(lab, rows, "delta", "pre_delta")
-    how = "observed contexts that hold the higher token with the lower one, against others that hold it without"
+    how = "observed contexts that hold the higher token with the lower one, against others without it, which differ in more"
     if result.mode == "interventional":
         how = "contexts that hold the higher token, with the lower one put in, against the same contexts with it taken out"
     about = f"Change of the activation of {how}; of {family.name}."
