@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import special, stats
+from scipy import optimize, special
 
 from mlinterp.errors import ExperimentError
 from mlinterp.estimates import LEVEL
@@ -138,18 +138,39 @@ def enrichment_p(count: np.ndarray, n: int, others: np.ndarray, n_others: int, l
     return p
 
 
-def lift_interval(count: int, n: int, others: int, n_others: int) -> Interval:
+def lift_interval(count: int, n: int, others: int, n_others: int, least: int = 0) -> Interval:
     """Return a ratio of two shares, (count / n) / (others / n_others), with its interval on the logarithmic scale (Katz et al. 1978).
 
-    Infinite, without an interval, where no other holds it; NaN where nobody does.
+    Where the ratio is looked at because `count` is `least` or more, the lower bound is that of a normal distribution cut off there (half
+    a count below); the upper bound, which that would only lower, stays. Infinite, without an interval, where no other holds it; NaN
+    where nobody does.
 
     >>> [round(bound, 3) for bound in lift_interval(15, 25, 5, 50)]
     [6.0, 2.461, 14.626]
+    >>> [round(bound, 3) for bound in lift_interval(15, 25, 5, 50, least=14)]
+    [6.0, 0.691, 14.626]
     """
     if not others:
         return Interval(float("inf") if count else float("nan"), float("nan"), float("nan"))
     lift = (count / n) / (others / n_others)
     if not count:
         return Interval(0.0, float("nan"), float("nan"))
-    half = float(stats.norm.ppf((1 + LEVEL) / 2)) * np.sqrt(1 / count - 1 / n + 1 / others - 1 / n_others)
-    return Interval(lift, lift * float(np.exp(-half)), lift * float(np.exp(half)))
+    error = float(np.sqrt(1 / count - 1 / n + 1 / others - 1 / n_others))
+    quantile = float(special.ndtri((1 + LEVEL) / 2))
+    below = quantile
+    if least and error:
+        border = (least - 0.5) / n / ((count + others - least + 0.5) / n_others)
+        below = _cut_quantile(float(np.log(lift / border)) / error, quantile)
+    return Interval(lift, lift * float(np.exp(-below * error)), lift * float(np.exp(quantile * error)))
+
+
+def _cut_quantile(gap: float, quantile: float) -> float:
+    """Return how far below a value, in standard errors, its mean can lie, where only values above one `gap` lower are seen.
+
+    It is the t at which P(Z > t) / P(Z > t - gap) is P(Z > quantile); that ratio is below exp(gap² / 2 - gap t).
+    """
+    tail = float(special.log_ndtr(-quantile))
+    if gap > 2 * quantile + 5:  # hardly anything is cut off
+        return quantile
+    last = 1.01 * max(quantile, gap / 2 - tail / gap)
+    return float(optimize.brentq(lambda t: special.log_ndtr(-t) - special.log_ndtr(gap - t) - tail, quantile, last))

@@ -106,6 +106,7 @@ def test_a_type_answers_alike_from_a_file_its_subcommands_and_python(
     assert result.variables.items() >= spec["variables"].items()
     assert result.versions["mlinterp"] == mlinterp.__version__
     assert result.tables
+    assert all(row["mode"] == mode for table in result.tables.values() for row in table.rows)
 
     anew = runner.run(ExperimentSpec.model_validate({**spec, "outputs": PLAIN}), context)
     assert anew.spec_sha256 != result.spec_sha256  # another question, so computed and not looked up

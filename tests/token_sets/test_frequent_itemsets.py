@@ -97,16 +97,18 @@ def test_fishers_test_holds_where_counts_are_large() -> None:
 
 
 def test_sets_that_chance_made_frequent_do_not_look_enriched() -> None:
-    names, low, found = [f"t{at}" for at in range(14)], [], []
+    names, low, above, found = [f"t{at}" for at in range(14)], [], [], []
     for seed in range(20):
         rng = np.random.default_rng(seed)
         contexts = [[name for name in names if rng.random() < 0.25] for _ in range(300)]
         asked = variables(min_support=0.05, high_activation_pct=10.0, top_k=10_000)
         rows = measure(observed_lab(zip(rng.random(300), contexts, strict=True), flat(*names)), asked).tables["itemsets"].rows
         low += [row["p"] < 0.05 for row in rows]
+        above += [row["low"] > 1.0 for row in rows if row["low"] is not None]
         found.append(min(row["p_adj"] for row in rows) < 0.05)
     assert len(low) > 2000
     assert np.mean(low) < 0.06
+    assert np.mean(above) < 0.04
     assert sum(found) <= 3
 
 

@@ -11,6 +11,7 @@ from mlinterp.experiments.token_sets.token_influence_sweep import TokenInfluence
 from mlinterp.experiments.token_sets.token_influence_sweep_measure import effect_table, measure
 from mlinterp.result import ExperimentResult
 from mlinterp.subjects.token_sets.constraints import of_each
+from mlinterp.token_sets.presence import presence_table
 from tests.support.token_lab import BUILDS, LADDER, TOY_BASES, computed_lab, flat, observed_lab, toy
 
 P8 = [(float(20 - i), [*("a" if i < 10 else "b"), *(["c"] if i % 2 == 0 else [])]) for i in range(20)]
@@ -171,3 +172,19 @@ def test_what_cannot_be_answered_is_said() -> None:
 def test_a_result_round_trips_through_json(mode: str) -> None:
     result = measure(computed_lab(toy, [*TOY_BASES, ("alpha_3",)]), influence(mode=mode, min_samples=1))
     assert ExperimentResult.model_validate_json(result.model_dump_json(by_alias=True)) == result
+
+
+def test_what_is_measured_again_is_what_a_loop_over_the_contexts_at_hand_finds() -> None:
+    rng = np.random.default_rng(4)
+    there, post = rng.random((60, 3)) < np.array([0.5, 0.3, 0.02]), rng.random(60)
+    rows = observed_lab(
+        [(float(value), [name for name, held in zip("abc", row, strict=True) if held]) for value, row in zip(post, there, strict=True)],
+        flat("a", "b", "c"),
+    ).rows
+    table, index = presence_table(["a", "b", "c"], rows, there, 4), rng.permutation(60)[:40]
+    for column, found in enumerate(table.on(index)):
+        present, absent = ([post[row] for row in index if there[row, column] == held] for held in (True, False))
+        expected = np.mean(present) - np.mean(absent) if min(len(present), len(absent)) >= 4 else np.nan
+        assert found == pytest.approx(expected, nan_ok=True)
+    assert np.isnan(table.on(index)).tolist() == [False, False, True]
+    assert sorted(table.null(rng)(np.arange(60))[:2]) != pytest.approx(sorted(table.values[:2]))

@@ -108,6 +108,9 @@ def test_the_control_is_the_same_treatment_of_another_family_in_the_same_context
     contexts = [[*BOTH, "run_speed_up_57"], [*ALONE, "run_speed_up_3", "run_speed_up_6"], ALONE]
     result = measure(computed_lab(masked, contexts, BUILDS), interference(mode="interventional", min_n=1, rungs=[3, 29]))
     assert rows_of(result, "interference_matrix", "delta", "control_delta", "adjusted_delta", "adjusted_n") == [(-0.49, 0.11, -0.6, 2)]
+    estimate = result.estimates["aggregates/min_delta"]
+    assert (estimate.null, estimate.null_value) == ("the same edit of other families", pytest.approx(0.11))
+    assert estimate.p == 1.0  # one other family does not say how much families differ
 
 
 def test_every_group_with_enough_contexts_has_a_row() -> None:

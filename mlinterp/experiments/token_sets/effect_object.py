@@ -41,7 +41,7 @@ class ObjectVariables(LatentVariables):
     statistic: Literal["token_frequency", "token_frequency_correlation"] | None = Field(
         None,
         validation_alias=AliasChoices("statistic", "metric"),
-        description="without an object: token_frequency, how often tokens occur where the latent is active"
+        description="without an object: token_frequency, how often tokens occur where the latent is active",
     )
 
     @model_validator(mode="after")

@@ -88,7 +88,7 @@ def measure(lab: Lab, variables: ItemsetVariables) -> ExperimentResult:
         f"Sets that at least {variables.min_support:.3g} of the {mined.n} contexts with the highest activations hold, against "
         f"{against} ({mined.n_others}). Lift is the ratio of the two shares; where the baseline does not have the set it is infinite, "
         f"and the cell empty. p: Fisher's exact test (one-sided) given that the set is here for {mined.least} high contexts or more, "
-        "p_adj: adjusted for all frequent sets (Benjamini and Hochberg); low, high: Katz's interval of one lift, which knows of no choice. "
+        "p_adj: adjusted for all frequent sets (Benjamini and Hochberg); low, high: Katz's interval of the lift, likewise. "
         "Correlational: the contexts differ in more than the set."
     )
     columns = ["tokens", "size", "support_high", "support_baseline", "lift", "count", "count_baseline"]
@@ -212,7 +212,7 @@ def _condition(table: ContextTable, variables: ItemsetVariables) -> tuple[np.nda
 
 def _row(mined: Mined, at: int, p: float, adjusted: float) -> dict[str, Any]:
     count, others = int(mined.count[at]), int(mined.others[at])
-    lift = lift_interval(count, mined.n, others, mined.n_others)
+    lift = lift_interval(count, mined.n, others, mined.n_others, mined.least)
     tokens = mined.tokens(at)
     row: dict[str, Any] = {"tokens": " + ".join(tokens), "size": len(tokens)}
     row |= {"support_high": count / mined.n, "support_baseline": others / mined.n_others}
@@ -231,7 +231,7 @@ def _sum_up(result: ExperimentResult, mined: Mined, p: np.ndarray) -> None:
     lift = mined.lift[finite]
     top = int(finite[int(np.argmax(lift))])
     custom |= {"max_lift": float(lift.max()), "avg_lift": float(lift.mean()), "top_itemset": " + ".join(mined.tokens(top))}
-    interval = lift_interval(int(mined.count[top]), mined.n, int(mined.others[top]), mined.n_others)
+    interval = lift_interval(int(mined.count[top]), mined.n, int(mined.others[top]), mined.n_others, mined.least)
     found = Estimate(
         value=interval.estimate,
         **bounds(interval),

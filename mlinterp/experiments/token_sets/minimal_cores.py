@@ -27,7 +27,7 @@ class MinimalCoreVariables(LatentVariables):
         validation_alias=AliasChoices("max_examples", "n_examples"),
         description="how many contexts, those of highest activation; equal ones count once where they are edited",
     )
-    controls: int = Field(20, ge=1, le=1000, description="random subsets of the same size, as a control, where not all are tried")
+    controls: int = Field(20, ge=1, le=1000, description="interventional: random parts of the same size, as a control")
 
 
 def run(context: Context) -> ExperimentResult:

@@ -208,13 +208,12 @@ def _donors(levels: np.ndarray, cored: np.ndarray) -> np.ndarray:
         levels: of the families in each context, `[n, n_families]`.
         cored: families of each one's core, bool `[n, n_families]`.
     """
-    n = len(levels)
+    n, empty, outside = len(levels), ~cored.any(axis=1), ~cored
     found = np.empty(n, dtype=np.int64)
     for at in range(n):
-        following = np.arange(at + 1, at + n) % n
-        part = cored[following]
-        contained = part.any(axis=1) & ((levels[following] == levels[at]) | ~part).all(axis=1)
-        found[at] = following[int(np.argmax(contained))]
+        contained = ((levels == levels[at]) | outside).all(axis=1) & ~empty
+        following = np.roll(contained, -at - 1)[:-1]
+        found[at] = (at + 1 + int(np.argmax(following))) % n
     return found
 
 
