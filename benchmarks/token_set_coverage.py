@@ -47,10 +47,10 @@ HEAD = """# Do the intervals cover the truth?
 Written by `python benchmarks/token_set_coverage.py --seeds {seeds} --output docs/token_set_coverage.md`.
 
 Experiments on token sets, asked of two networks that were built by hand, so that every effect on their neurons is known exactly:
-`projects/splatoon` (planted traits of gear builds) and `projects/poker` (the rules of hands). The contexts of the test split are the population, and
-each seed sees as many of them, drawn with replacement. An effect's 95 % interval should cover its value in the population in 95 % of
-the cases. Cells of one seed share their contexts, so a line is less sure than its number of intervals suggests. Cells whose effect is exactly the same
-in every context are always covered.
+`projects/splatoon` (planted traits of gear builds) and `projects/poker` (the rules of hands). The contexts of the test split are the
+population, and each seed sees as many of them, drawn with replacement. An effect's 95 % interval should cover its value in the
+population in 95 % of the cases. Cells of one seed share their contexts, so a line is less sure than its number of intervals
+suggests. Cells whose effect is the same in every context are always covered.
 """
 
 
