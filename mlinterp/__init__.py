@@ -48,6 +48,7 @@ if TYPE_CHECKING:
         validate_spec,
         verify_run,
     )
+    from mlinterp.interventions.metrics import MetricRegistry
     from mlinterp.result import ExperimentResult
     from mlinterp.spec import Spec
     from mlinterp.token_set_api import ExperimentSpec, ExperimentType, get_runner_for_type, list_available_runners, load_context
@@ -58,6 +59,7 @@ __all__ = [
     "ExperimentResult",
     "ExperimentSpec",
     "ExperimentType",
+    "MetricRegistry",
     "Spec",
     "add_hypothesis",
     "close_hypothesis",
@@ -95,6 +97,7 @@ __all__ = [
 
 _HOME = {
     "ExperimentResult": "mlinterp.result",
+    "MetricRegistry": "mlinterp.interventions.metrics",
     "Spec": "mlinterp.spec",
     **dict.fromkeys(
         ("ExperimentSpec", "ExperimentType", "get_runner_for_type", "list_available_runners", "load_context"), "mlinterp.token_set_api"

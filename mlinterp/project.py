@@ -91,6 +91,17 @@ class Project(Frozen):
         own = sorted({*python, *named} - {self.root / PROJECT_FILE})
         return {**config, "files": {path.relative_to(self.root).as_posix(): sha256_file(path) for path in own}} if own else config
 
+    def named_files(self, variables: Any) -> dict[str, str]:
+        """Return the digest of every file of the project that a spec's variables name, alone or as `FILE.py:FUNCTION`.
+
+        A Python file may import its neighbours, so all of the project's Python files count with it.
+        """
+        names = [found[1] for text in _texts_in(variables) if (found := re.fullmatch(r"([\w./-]{1,200}\.\w{1,16})(:\w+)?", text))]
+        named = set(_named_files(names, self.root))
+        if any(path.suffix == ".py" for path in named):
+            named.update(self.root.rglob("*.py"))
+        return {path.relative_to(self.root).as_posix(): sha256_file(path) for path in sorted(named)}
+
     def default_inputs(self, name: str) -> Mapping[str, str]:
         """Return what specs on a subject take where they name none themselves, by role."""
         found: dict[str, str] = self.subject_config(name).get("inputs", {})
@@ -316,6 +327,13 @@ def _strings_in(python: list[Path]) -> list[str]:
     """Return what stands between quotes in Python files, where it could be the name of a file."""
     texts = (path.read_text(encoding="utf-8", errors="replace") for path in python)
     return sorted({found for text in texts for found in re.findall(r"""["']([\w./-]{1,200}\.\w{1,16})["']""", text)})
+
+
+def _texts_in(value: Any) -> list[str]:
+    """Return every string inside nested blocks."""
+    if isinstance(value, Mapping | list | tuple):
+        return [text for item in (value.values() if isinstance(value, Mapping) else value) for text in _texts_in(item)]
+    return [value] if isinstance(value, str) else []
 
 
 def _named_files(options: Any, root: Path) -> list[Path]:

@@ -173,7 +173,9 @@ def plan_of(spec: Spec, session: Session, place: Place) -> Plan:
 
 
 def _key(spec: Spec, subjects: Mapping[str, Any], digests: Mapping[str, str], session: Session) -> str:
-    return sha256_json({"spec": spec.sha256(), "subjects": subjects, "inputs": digests, "code": code_version(), "threads": session.threads})
+    asked = {"spec": spec.sha256(), "subjects": subjects, "inputs": digests, "code": code_version(), "threads": session.threads}
+    files = session.project.named_files([spec.variables, spec.matrix, *([step.variables, step.matrix] for step in spec.steps)])
+    return sha256_json({**asked, "files": files} if files else asked)
 
 
 def work(
@@ -194,6 +196,7 @@ def work(
         load_subject=cache(lambda: load_subject(spec, session.project, plan.inputs)),
         inputs=plan.inputs,
         reporter=recorder.reporting(session.reporter),
+        root=session.project.root,
     )
     return plan.experiment.run(context), []
 

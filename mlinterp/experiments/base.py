@@ -56,6 +56,7 @@ class Context:
         load_subject: builds the subject (with trained weights where the spec's inputs name them).
         inputs: resolved inputs by role (`trace`, `sae`, …).
         reporter: step metrics and progress bars.
+        root: the project's folder, for files that variables name.
     """
 
     spec: Spec
@@ -64,6 +65,7 @@ class Context:
     load_subject: Callable[[], Subject]
     inputs: Mapping[str, ResolvedInput] = field(default_factory=dict)
     reporter: Reporter = field(default_factory=Silent)
+    root: Path | None = None
 
     @property
     def seed(self) -> int:

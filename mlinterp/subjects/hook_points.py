@@ -6,8 +6,10 @@ adds, the stream between, what the MLP adds, and the stream after. In a pre-norm
     resid_mid = resid_pre + attn_out,    resid_post = resid_mid + mlp_out,
 
 with `attn_out` and `mlp_out` taken after a norm on the branch where there is one (Gemma 2 and 3), since that is what reaches the
-stream. With parallel residuals (GPT-NeoX) both branches read `resid_pre`, resid_post = resid_pre + attn_out + mlp_out, and there
-is no `resid_mid`. BERT normalises the stream itself: resid_mid = LN(resid_pre + attn_out), resid_post = LN(resid_mid + mlp_out).
+stream. `attn_z` and `mlp_post` are what the output projections of attention and MLP read: the results of the query heads side by
+side, and the MLP's neurons. With parallel residuals (GPT-NeoX) both branches read `resid_pre`, resid_post = resid_pre + attn_out +
+mlp_out, and there is no `resid_mid`. BERT normalises the stream itself: resid_mid = LN(resid_pre + attn_out), resid_post =
+LN(resid_mid + mlp_out).
 """
 
 from __future__ import annotations
@@ -40,28 +42,34 @@ class Layout(NamedTuple):
     points: Mapping[str, HookPoint]
 
 
-def _layout(blocks: str, attn_out: str, resid_mid: HookPoint, mlp_out: str) -> Layout:
+def _layout(blocks: str, attn_out: str, resid_mid: HookPoint, mlp_out: str, *, attn_z: str, mlp_post: str) -> Layout:
     points = {
         "resid_pre": HookPoint("", "input"),
+        "attn_z": HookPoint(attn_z, "input"),
         "attn_out": HookPoint(attn_out),
         "resid_mid": resid_mid,
+        "mlp_post": HookPoint(mlp_post, "input"),
         "mlp_out": HookPoint(mlp_out),
         "resid_post": HookPoint(""),
     }
     return Layout(blocks, points)
 
 
+_PROJECTIONS = {"attn_z": "self_attn.o_proj", "mlp_post": "mlp.down_proj"}
+"""Output projections of Llama and all that are built like it."""
+
+
 def _llama(blocks: str = "model.layers") -> Layout:
-    return _layout(blocks, "self_attn", HookPoint("post_attention_layernorm", "stream"), "mlp")
+    return _layout(blocks, "self_attn", HookPoint("post_attention_layernorm", "stream"), "mlp", **_PROJECTIONS)
 
 
 def _gemma2(blocks: str = "model.layers") -> Layout:
     mid = HookPoint("pre_feedforward_layernorm", "stream")
-    return _layout(blocks, "post_attention_layernorm", mid, "post_feedforward_layernorm")
+    return _layout(blocks, "post_attention_layernorm", mid, "post_feedforward_layernorm", **_PROJECTIONS)
 
 
 LAYOUTS: Mapping[str, Layout] = {
-    "gpt2": _layout("transformer.h", "attn", HookPoint("ln_2", "stream"), "mlp"),
+    "gpt2": _layout("transformer.h", "attn", HookPoint("ln_2", "stream"), "mlp", attn_z="attn.c_proj", mlp_post="mlp.c_proj"),
     "llama": _llama(),
     "qwen2": _llama(),
     "qwen3": _llama(),
@@ -69,8 +77,22 @@ LAYOUTS: Mapping[str, Layout] = {
     "gemma2": _gemma2(),
     "gemma3_text": _gemma2(),
     "gemma3": _gemma2("model.language_model.layers"),
-    "gpt_neox": _layout("gpt_neox.layers", "attention", HookPoint("post_attention_layernorm", "stream"), "mlp"),
-    "bert": _layout("bert.encoder.layer", "attention.output.dense", HookPoint("attention.output"), "output.dense"),
+    "gpt_neox": _layout(
+        "gpt_neox.layers",
+        "attention",
+        HookPoint("post_attention_layernorm", "stream"),
+        "mlp",
+        attn_z="attention.dense",
+        mlp_post="mlp.dense_4h_to_h",
+    ),
+    "bert": _layout(
+        "bert.encoder.layer",
+        "attention.output.dense",
+        HookPoint("attention.output"),
+        "output.dense",
+        attn_z="attention.output.dense",
+        mlp_post="output.dense",
+    ),
 }
 """Standard hook points by `model_type`; every other architecture is hooked by module path."""
 

@@ -10,8 +10,8 @@ by an exception raised in the last hook and caught by the same call.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -147,12 +147,11 @@ class HookedSubject(Subject):
         """Return what `call` does, with the hooks installed as long; None where it stopped. `shape` is `[batch, pos]`."""
         stop = _Stop()
         wanted = {*(sites if tap else ()), *([until.site] if until else ())}
-        points = {site: self._point(site) for site in sorted(wanted, key=self._rank)}
         self.model.eval()
-        with ExitStack() as installed:
-            for site, point in points.items():
-                visit = self.visit(site, shape, tap if site in sites else None, stop if until and until.site == site else None)
-                installed.callback(_install(self.model.get_submodule(point.module), point, visit).remove)
+        visits = {
+            site: self.visit(site, shape, tap if site in sites else None, stop if until and until.site == site else None) for site in wanted
+        }
+        with self._installed(visits):
             try:
                 logits = call()
             except _Stop as reached:
@@ -162,6 +161,18 @@ class HookedSubject(Subject):
         if until is not None:
             raise SpecError(f"hook point '{until.site}' is not evaluated in a forward pass of '{self.name}'", field="hook_point")
         return logits
+
+    def tapped(self, tap: Tap, sites: Collection[str], shape: tuple[int, int]) -> AbstractContextManager[None]:
+        """Call `tap` at the sites as long as the block lasts, whoever runs the model's modules on inputs `[batch, pos]` of that shape."""
+        return self._installed({site: self.visit(site, torch.Size(shape), tap, None) for site in sites})
+
+    @contextmanager
+    def _installed(self, visits: Mapping[str, Visit]) -> Iterator[None]:
+        with ExitStack() as installed:
+            for site in sorted(visits, key=self._rank):
+                point = self._point(site)
+                installed.callback(_install(self.model.get_submodule(point.module), point, visits[site]).remove)
+            yield
 
     def _rank(self, site: str) -> tuple[int, str]:
         """Where a site's hook stands among those of the same module: as declared, never as a set happens to iterate."""

@@ -73,7 +73,7 @@ class NoUnembedding(NamedTuple):
     why: str
 
 
-class _Norm(NamedTuple):
+class Norm(NamedTuple):
     """A norm as y = gain · centre(x) / size(x) + bias, with size(x) = sqrt(mean(centre(x)²) + eps)."""
 
     gain: Tensor
@@ -83,13 +83,14 @@ class _Norm(NamedTuple):
 
     def over(self, x: Tensor) -> Tensor:
         """Return x `[..., d]` over its size, before gain and bias."""
-        return self._centre(x) / self.size(x)
+        return self.centre(x) / self.size(x)
 
     def size(self, x: Tensor) -> Tensor:
         """Return what x `[..., d]` is divided by, `[..., 1]`."""
-        return (self._centre(x).square().mean(dim=-1, keepdim=True) + self.eps).sqrt()
+        return (self.centre(x).square().mean(dim=-1, keepdim=True) + self.eps).sqrt()
 
-    def _centre(self, x: Tensor) -> Tensor:
+    def centre(self, x: Tensor) -> Tensor:
+        """Return x `[..., d]` less its mean, where the norm takes that away."""
         return x - x.mean(dim=-1, keepdim=True) if self.centred else x
 
 
@@ -114,7 +115,7 @@ def of_language_model(
     module, head = model.get_submodule(FINAL_NORM[model_type]), model.get_output_embeddings()
     x, given = _at_norm(module, logits, batch)
     weight, bias = head.weight.float(), 0.0 if getattr(head, "bias", None) is None else head.bias.float()
-    for norm in _candidates(module):
+    for norm in norm_candidates(module):
         predicted = (norm.over(x) * norm.gain + norm.bias) @ weight.T + bias
         if _agree(_capped(predicted, model.config.get_text_config()), given, head.weight.dtype):
             size = (1 / norm.size(x)).mean()
@@ -140,12 +141,19 @@ def _at_norm(module: nn.Module, logits: Callable[[Batch], Tensor], batch: Batch)
     return seen[0][real].float(), given[real].float()
 
 
-def _candidates(module: nn.Module) -> list[_Norm]:
+def norm_candidates(module: nn.Module) -> list[Norm]:
     """Return what a norm may be by its parameters: LayerNorm, RMSNorm, or RMSNorm that counts its weights from 1 (Gemma)."""
     weight = module.get_parameter("weight").detach().float()
     bias = next((each.detach().float() for name, each in module.named_parameters() if name == "bias"), 0.0)
     eps = next((float(getattr(module, name)) for name in ("eps", "variance_epsilon") if getattr(module, name, None) is not None), 0.0)
-    return [_Norm(weight, bias, True, eps), _Norm(weight, bias, False, eps), _Norm(1 + weight, bias, False, eps)]
+    return [Norm(weight, bias, True, eps), Norm(weight, bias, False, eps), Norm(1 + weight, bias, False, eps)]
+
+
+def norm_of(module: nn.Module, x: Tensor) -> Norm | None:
+    """Return what a norm's module computes, as it shows on x `[..., d]`; None where it is no norm that is known."""
+    given = module(x).float()
+    known = norm_candidates(module) if isinstance(getattr(module, "weight", None), Tensor) else []
+    return next((norm for norm in known if _agree(norm.over(x.float()) * norm.gain + norm.bias, given, x.dtype)), None)
 
 
 def _capped(logits: Tensor, config: Any) -> Tensor:

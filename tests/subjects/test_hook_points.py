@@ -86,11 +86,27 @@ def edit(subject: HuggingFaceSubject, batch: Batch, changes: dict[str, Any]) -> 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_sites_are_the_standard_names_in_order_of_evaluation(subjects, name):
-    points = ["resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post"]
+    points = ["resid_pre", "attn_z", "attn_out", "resid_mid", "mlp_post", "mlp_out", "resid_post"]
     if name == "gpt_neox parallel":
         points.remove("resid_mid")
     assert subjects[name].sites == tuple(f"blocks.{block}.{point}" for block in range(3) for point in points)
-    assert all(subjects[name].width(site) == 16 for site in subjects[name].sites)
+    neurons = 64 if name == "gpt2" else 24
+    assert all(subjects[name].width(site) == (neurons if site.endswith("mlp_post") else 16) for site in subjects[name].sites)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_the_output_projections_make_what_the_branches_write_of_heads_and_neurons(subjects, name):
+    subject = subjects[name]
+    seen, _ = read(subject, batch_of(subject))
+    for read_at, written_at in (("attn_z", "attn_out"), ("mlp_post", "mlp_out")):
+        site = f"blocks.1.{read_at}"
+        projection = subject.model.get_submodule(subject.points[site].module)
+        with torch.no_grad():
+            written = projection(seen[site])
+            if name in ("gemma2", "gemma3_text"):
+                block = subject.model.get_submodule(subject.points["blocks.1.resid_post"].module)
+                written = (block.post_attention_layernorm if read_at == "attn_z" else block.post_feedforward_layernorm)(written)
+        assert torch.equal(written, seen[f"blocks.1.{written_at}"])
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)

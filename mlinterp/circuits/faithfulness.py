@@ -1,0 +1,82 @@
+"""How good circuits are: what they restore, what is left without them, which of their edges matter, and what chance restores.
+
+For a circuit C of the whole graph G, with the empty circuit for the run in which everything is cut, and sums over prompt pairs:
+
+    faithfulness(C)  =  sum of (m(C) - m(empty))  /  sum of (m(G) - m(empty))     0: nothing, 1: all of the behaviour
+    completeness(C)  =  1 - faithfulness(G without C)                            1: nothing is left when the circuit is cut
+    minimality(C)    =  share of its edges whose cut changes its faithfulness by at least a threshold
+
+(Wang et al. 2022; Hanna et al. 2024; the null is random circuits of as many edges.) The pairs must not be those that chose the circuit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from mlinterp.circuits.machine import Machine
+from mlinterp.determinism import numpy_stream
+from mlinterp.interventions.patch_effects import CellEffect, cell_effects, patch_effect
+
+TRIED = 32
+"""Edges of a circuit, drawn at random, that minimality is measured on."""
+
+
+class Judged(NamedTuple):
+    """One circuit on some pairs."""
+
+    n_edges: int
+    faithfulness: CellEffect | None
+    """Beside random circuits of as many edges; None where undefined."""
+    completeness: CellEffect | None
+    """Beside that of the same random circuits."""
+    minimality: float | None
+    """None for the empty circuit."""
+    tried: int
+    """Edges that minimality was measured on."""
+
+
+def judge(
+    machine: Machine, circuits: Sequence[np.ndarray], rows: Sequence[int], draws: int, threshold: float, n_bootstrap: int, seed: int
+) -> list[Judged]:
+    """Judge circuits on pairs that did not choose them."""
+    graph, rows = machine.graph, list(rows)
+    m_whole, m_empty = machine.m_clean[rows], machine.m_empty[rows]
+    gaps = m_whole - m_empty
+    own = machine.metrics(np.stack(circuits), rows)
+    without = machine.metrics(np.stack([graph.whole & ~circuit for circuit in circuits]), rows)
+    chance, chance_without = [], []
+    for draw in range(draws):
+        drawn = np.stack([graph.random(int(circuit.sum()), seed, draw) for circuit in circuits])
+        chance.append(machine.metrics(drawn, rows))
+        chance_without.append(machine.metrics(graph.whole & ~drawn, rows))
+    restored = cell_effects((own - m_empty).T, np.stack([(each - m_empty).T for each in chance]), gaps, n_bootstrap, seed)
+    lost = cell_effects((m_whole - without).T, np.stack([(m_whole - each).T for each in chance_without]), gaps, n_bootstrap, seed)
+    judged = []
+    for circuit, values, faithful, complete in zip(circuits, own, restored, lost, strict=True):
+        minimal, tried = _minimality(machine, circuit, values, gaps, rows, threshold, seed)
+        judged.append(Judged(int(circuit.sum()), faithful, complete, minimal, tried))
+    return judged
+
+
+def faithfulness(machine: Machine, circuits: Sequence[np.ndarray], rows: Sequence[int]) -> list[float | None]:
+    """Return the faithfulness of circuits on some pairs; None where it is undefined."""
+    rows = list(rows)
+    m_empty = machine.m_empty[rows]
+    gaps = machine.m_clean[rows] - m_empty
+    return [patch_effect(values - m_empty, gaps) for values in machine.metrics(np.stack(circuits), rows)]
+
+
+def _minimality(
+    machine: Machine, circuit: np.ndarray, values: np.ndarray, gaps: np.ndarray, rows: list[int], threshold: float, seed: int
+) -> tuple[float | None, int]:
+    edges = np.argwhere(circuit)
+    if not len(edges):
+        return None, 0
+    chosen = edges[numpy_stream(seed, "minimality", len(edges)).permutation(len(edges))[:TRIED]]
+    fewer = np.repeat(circuit[None], len(chosen), axis=0)
+    fewer[np.arange(len(chosen)), chosen[:, 0], chosen[:, 1]] = False
+    changes = (values - machine.metrics(fewer, rows)).sum(axis=1) / gaps.sum()
+    return float(np.mean(np.abs(changes) >= threshold)), len(chosen)

@@ -1,0 +1,300 @@
+"""Running a model as its graph: every read has a stream of its own, from which any edge can be cut.
+
+    stream of read r  =  stream of the run  -  sum over cut edges u -> r of (write of u in the run - what stands in its place)
+
+What stands in the place of a cut edge is the corrupted run's write at the same position (`resample`), nothing (`zero`), or the mean of
+the node's writes over all tokens of the corrupted prompts of the discovery pairs (`mean`). Nodes read their own streams, so what they
+write is a consequence of every cut before them. A run with nothing cut is the clean run; one with everything cut is, for `resample`, the
+corrupted run.
+
+1. Both prompts of every pair run once: their writes are kept (nodes x positions x d_model floats a pair, twice).
+2. Runs of a batch are one circuit on one pair each. They begin at the lowest block that reads a cut edge, from the clean run's stream:
+   what lies below is as recorded.
+3. Gradients of the metric by every read's stream, for all edges at once, come from one backward pass; each block's are multiplied with
+   the writes as they arrive and dropped, so that no more than one block's are held.
+
+A batch that does not fit in memory is split in two, until it does.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mlinterp.circuits.graph import Graph
+from mlinterp.errors import EnvironmentFault, SpecError
+from mlinterp.interventions.metrics import Metric
+from mlinterp.subjects.hooked import HookedSubject
+from mlinterp.subjects.pairs import NO_TOKEN, Pairs, answer_columns
+
+Ablation = Literal["resample", "zero", "mean"]
+Work = Callable[[Sequence[int]], np.ndarray]
+_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
+"""Largest difference between a model and its graph, as a share of the largest number."""
+
+
+class Pass:
+    """One batch's forward pass through the graph: told of every write, asked for every read's stream. Rows are runs.
+
+    Args:
+        delta: `[row, node, pos, d]`, write less what stands in its place when cut; filled as nodes write.
+        ablated: what stands in the place of cut writes, of a shape that broadcasts to `delta`.
+        cut: 1 where an edge is cut, float32 `[row, read, node]`; None for none.
+    """
+
+    def __init__(self, delta: Tensor, ablated: Tensor, cut: Tensor | None) -> None:
+        self.delta, self.ablated, self.cut = delta, ablated, cut
+
+    def wrote(self, nodes: slice, writes: Tensor) -> None:
+        """Note what some nodes write, `[row, node, pos, d]`."""
+        self.delta[:, nodes] = writes.float() - self.ablated[:, nodes]
+
+    def read(self, reads: slice, stream: Tensor) -> Tensor:
+        """Return the streams `[row, read, pos, d]` of some reads, of the run's `[row, pos, d]`."""
+        streams = stream[:, None].expand(-1, reads.stop - reads.start, -1, -1)
+        if self.cut is None or not (here := self.cut[:, reads]).any():
+            return streams
+        n = int(here.any(dim=1).any(dim=0).nonzero().max()) + 1
+        missing = torch.bmm(here[:, :, :n], self.delta[:, :n].flatten(2)).unflatten(2, stream.shape[1:])
+        return (streams.float() - missing).to(stream.dtype)
+
+
+class GradientPass(Pass):
+    """A pass with nothing cut, whose backward pass adds up (write - what stands in its place) · d metric / d read for every edge.
+
+    Attributes:
+        scores: float64 `[row, read, node]`.
+    """
+
+    def __init__(self, delta: Tensor, n_reads: int) -> None:
+        super().__init__(delta, torch.zeros(()), None)
+        self.scores = torch.zeros(len(delta), n_reads, delta.shape[1], dtype=torch.float64, device=delta.device)
+
+    def wrote(self, nodes: slice, writes: Tensor) -> None:
+        """Do nothing: the clean run's writes are known."""
+
+    def read(self, reads: slice, stream: Tensor) -> Tensor:
+        """Return the streams, and have their gradients taken down."""
+        streams = super().read(reads, stream) * 1.0
+
+        def take(gradient: Tensor) -> None:
+            self.scores[:, reads] += torch.bmm(gradient.float().flatten(2), self.delta.flatten(2).mT).double()
+
+        streams.register_hook(take)
+        return streams
+
+
+class Machine(ABC):
+    """Both runs of every pair, and what becomes of the clean run when edges are cut.
+
+    Attributes:
+        m_clean: the metric with nothing cut, float64 `[pair]`.
+        m_empty: the metric with everything cut.
+
+    Args:
+        subject: the model.
+        pairs: the prompts; both of a pair have as many tokens.
+        graph: its nodes and reads.
+        metric: what is read at the answer position. Raises SpecError for a pair that lacks a token it needs.
+        ablation: what stands in the place of a cut edge.
+        reference: the pairs whose corrupted prompts `mean` is over.
+        batch_size: runs a batch.
+    """
+
+    def __init__(
+        self,
+        subject: HookedSubject,
+        pairs: Pairs,
+        graph: Graph,
+        metric: Metric,
+        ablation: Ablation = "resample",
+        reference: Sequence[int] | None = None,
+        batch_size: int = 64,
+    ) -> None:
+        lacking = {name: (getattr(pairs, name) == NO_TOKEN).nonzero()[:, 0].tolist() for name in metric.needs}
+        metric.require({name: pairs.ids[rows[0]] if rows else None for name, rows in lacking.items()})
+        self.subject, self.pairs, self.graph, self.metric = subject, pairs, graph, metric
+        self.ablation, self.batch_size = ablation, batch_size
+        self.device = next(subject.model.parameters()).device
+        self._answer_at = answer_columns(pairs.clean)
+        self._tokens = torch.stack([pairs.answer, pairs.wrong]).to(self.device)
+        with torch.no_grad():
+            self.embeds, plain = self._prepare()
+            clean, self._clean_logits = self._record(self.embeds[0])
+            corrupted, _ = self._record(self.embeds[1])
+            self._check(plain)
+            self.ablated = self._in_place(corrupted, list(range(len(pairs)) if reference is None else reference))
+            self.delta = clean - self.ablated
+            self.m_clean = self._measured(self._clean_logits, range(len(pairs))).double().cpu().numpy()
+            self.m_empty = self._metrics(graph.empty[None], range(len(pairs)))[0]
+
+    @abstractmethod
+    def _prepare(self) -> tuple[tuple[Tensor, Tensor], Tensor]:
+        """Return what the embedding writes in both runs, `[pair, pos, d]`, and the model's own logits of the clean run `[pair, vocab]`."""
+
+    @abstractmethod
+    def _forward(self, through: Pass, rows: Sequence[int], first: int, embed: Tensor) -> Tensor:
+        """Return the logits `[row, vocab]` at the answer positions.
+
+        Args:
+            through: takes writes and gives reads their streams.
+            rows: the pair of each run.
+            first: the lowest block that must run: with 0 from `embed`, else from the clean run's stream.
+            embed: what the embedding writes, `[row, pos, d]`.
+        """
+
+    def metrics(self, circuits: np.ndarray, rows: Sequence[int]) -> np.ndarray:
+        """Return the metric of some pairs where only the edges of circuits `[circuit, read, node]` are kept, float64 `[circuit, row]`.
+
+        The whole graph is the clean run and the empty circuit the run with everything cut, to the bit.
+        """
+        found = np.empty((len(circuits), len(rows)))
+        is_whole, is_empty = (circuits == self.graph.whole).all(axis=(1, 2)), ~circuits.any(axis=(1, 2))
+        found[is_whole], found[is_empty] = self.m_clean[list(rows)], self.m_empty[list(rows)]
+        others = ~(is_whole | is_empty)
+        if others.any():
+            with torch.no_grad():
+                found[others] = self._metrics(circuits[others], rows)
+        return found
+
+    def edge_scores(self, rows: Sequence[int], steps: int | None = None) -> np.ndarray:
+        """Return (clean write - what stands in its place) · d metric / d read of every edge, float64 `[row, read, node]`.
+
+        The gradient is that of the clean run, or with `steps` its mean along the straight line from the embedding's ablated to its clean
+        write (midpoint rule). It estimates by how much the metric falls when the edge is cut.
+        """
+        found = np.empty((len(rows), *self.graph.whole.shape))
+        for batch in _batches(range(len(rows)), self.batch_size):
+            for done in self._splitting(batch, lambda some: self._scored([rows[at] for at in some], steps)):
+                found[done[0]] = done[1]
+        return found
+
+    def embedding_gap(self, rows: Sequence[int]) -> np.ndarray:
+        """Return the metric of the clean run less that of the model whose embedding alone is ablated, float64 `[row]`.
+
+        This is what the integrated scores of all edges from the embedding add up to (completeness).
+        """
+        found = np.empty(len(rows))
+        with torch.no_grad():
+            for batch in _batches(range(len(rows)), self.batch_size):
+                some = [rows[at] for at in batch]
+                through = Pass(self.delta.new_empty(len(some), *self.delta.shape[1:]), torch.zeros_like(self.ablated[:1]), None)
+                logits = self._forward(through, some, 0, self._ablated_embed(some))
+                found[batch] = self.m_clean[some] - self._measured(logits, some).double().cpu().numpy()
+        return found
+
+    def _metrics(self, circuits: np.ndarray, rows: Sequence[int]) -> np.ndarray:
+        """Run circuits of like depth together."""
+        cut = self.graph.whole & ~circuits
+        layers = np.array([read.layer for read in self.graph.reads])
+        lowest = [int(layers[each.any(axis=1)].min(initial=self.graph.n_layers)) for each in cut]
+        jobs = [(number, at) for number in np.argsort(lowest, kind="stable").tolist() for at in range(len(rows))]
+        found = np.empty((len(circuits), len(rows)))
+        for batch in _batches(range(len(jobs)), self.batch_size):
+
+            def run(some: Sequence[int]) -> np.ndarray:
+                numbers, ats = zip(*(jobs[job] for job in some), strict=True)
+                edges = torch.from_numpy(cut[list(numbers)]).to(self.device, torch.float32)
+                return self._cut([rows[at] for at in ats], edges, min(lowest[number] for number in numbers))
+
+            for done, values in self._splitting(batch, run):
+                numbers, ats = zip(*(jobs[job] for job in done), strict=True)
+                found[list(numbers), list(ats)] = values
+        return found
+
+    def _cut(self, rows: Sequence[int], edges: Tensor, first: int) -> np.ndarray:
+        rows = list(rows)
+        delta = self.delta[rows] if first else self.delta.new_empty(len(rows), *self.delta.shape[1:])
+        ablated = self.ablated[rows] if self.ablation == "resample" else self.ablated
+        logits = self._forward(Pass(delta, ablated, edges), rows, first, self.embeds[0][rows])
+        return self._measured(logits, rows).double().cpu().numpy()
+
+    def _scored(self, rows: Sequence[int], steps: int | None) -> np.ndarray:
+        rows = list(rows)
+        whole, start = self.embeds[0][rows], self._ablated_embed(rows)
+        through = GradientPass(self.delta[rows], len(self.graph.reads))
+        at = [1.0] if steps is None else [(step + 0.5) / steps for step in range(steps)]
+        for share in at:
+            with torch.enable_grad():
+                embed = (whole if share == 1.0 else start + share * (whole - start)).detach().requires_grad_()
+                total = self._measured(self._forward(through, rows, 0, embed), rows).sum()
+                torch.autograd.grad(total, embed)
+        scores: np.ndarray = (through.scores / len(at)).cpu().numpy()
+        return scores * self.graph.whole
+
+    def _ablated_embed(self, rows: Sequence[int]) -> Tensor:
+        ablated = self.ablated[list(rows), 0] if self.ablation == "resample" else self.ablated[:, 0]
+        return ablated.to(self.embeds[0].dtype).expand_as(self.embeds[0][list(rows)])
+
+    def _record(self, embeds: Tensor) -> tuple[Tensor, Tensor]:
+        """Return every write `[pair, node, pos, d]` and the logits `[pair, vocab]` of runs with nothing cut."""
+        writes, logits = [], []
+        for batch in _batches(range(len(embeds)), self.batch_size):
+            taken = torch.zeros(len(batch), len(self.graph.nodes), *embeds.shape[1:], device=self.device)
+            logits.append(self._forward(Pass(taken, taken.new_zeros(1, len(self.graph.nodes), 1, 1), None), batch, 0, embeds[batch]))
+            writes.append(taken)
+        return torch.cat(writes), torch.cat(logits)
+
+    def _in_place(self, corrupted: Tensor, reference: list[int]) -> Tensor:
+        """Return what stands in the place of cut writes: `[pair, node, pos, d]`, or `[1, node, 1, d]`."""
+        if self.ablation == "resample":
+            return corrupted
+        if self.ablation == "zero":
+            return torch.zeros_like(corrupted[:1, :, :1])
+        real = self.pairs.corrupted.mask[reference].to(self.device)[:, None, :, None]
+        return (corrupted[reference] * real).sum(dim=(0, 2), keepdim=True) / real.sum()
+
+    def _check(self, plain: Tensor) -> None:
+        """Refuse a model that is not its graph: whose logits differ, or whose stream is not a constant and the sum of all writes."""
+        seen: list[Tensor] = []
+
+        class Look(Pass):
+            def read(self, reads: slice, stream: Tensor) -> Tensor:
+                seen.append(stream.float() - self.delta[:, : upstream[reads.start]].sum(dim=1))
+                return super().read(reads, stream)
+
+        rows, upstream = list(range(min(len(self.pairs), 4))), [read.upstream for read in self.graph.reads]
+        embed = torch.cat([embeds[rows] for embeds in self.embeds])
+        taken = torch.zeros(len(embed), len(self.graph.nodes), *embed.shape[1:], device=self.device)
+        self._forward(Look(taken, taken[:1, :, :1].clone(), None), [*rows, *rows], 0, embed)
+        real = torch.cat([examples.mask[rows] for examples in (self.pairs.clean, self.pairs.corrupted)]).to(self.device)
+        rest = torch.stack([each[real] for each in seen])
+        allowed = _TOLERANCE.get(embed.dtype, 1e-3)
+        uneven = float((rest - rest[:, :1]).abs().max()) > allowed * max(1e-6, float(taken.transpose(1, 2)[real].abs().max()))
+        if uneven or float((plain - self._clean_logits).abs().max()) > allowed * max(1e-6, float(plain.abs().max())):
+            raise SpecError(
+                f"the residual stream of '{self.subject.name}' is not the sum of what its embedding, heads and MLPs write", field="subject"
+            )
+
+    def _measured(self, logits: Tensor, rows: Sequence[int]) -> Tensor:
+        """Return the metric `[row]` of logits `[row, vocab]`."""
+        clean, (answer, wrong) = self._clean_logits[list(rows)].float(), self._tokens[:, list(rows)]
+        x = logits.float()
+        if self.metric.named_only:
+            named = torch.stack([answer, wrong], dim=1)
+            x, clean, answer, wrong = x.gather(1, named), clean.gather(1, named), torch.zeros_like(answer), torch.ones_like(wrong)
+        return self.metric.measure(x, clean, answer, wrong)
+
+    def _splitting(self, batch: Sequence[int], work: Work) -> Iterator[tuple[list[int], np.ndarray]]:
+        """Yield the work on a batch, in halves where it does not fit in memory."""
+        try:
+            found = work(batch)
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "allocate memory" not in str(error):
+                raise
+            if len(batch) == 1:
+                raise EnvironmentFault(f"not even one run of {self.embeds[0].shape[1]} tokens fits in memory") from error
+        else:
+            yield list(batch), found
+            return
+        yield from self._splitting(batch[: len(batch) // 2], work)
+        yield from self._splitting(batch[len(batch) // 2 :], work)
+
+
+def _batches(items: Sequence[int], size: int) -> Iterator[list[int]]:
+    yield from (list(items[at : at + size]) for at in range(0, len(items), size))

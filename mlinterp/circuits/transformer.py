@@ -1,0 +1,249 @@
+"""Hugging Face transformers as graphs: reads of single heads by rewriting what the model's own projections return.
+
+The query, key and value input of a head cannot be set from outside, since one tensor serves them all. So each read's stream goes through
+the block's own norm and its rows of the projection's weights, and what comes out takes its place in the projection's output. Rotary
+angles, norms of queries and keys, masks, windows and shared keys remain the model's business. What head h writes is its slice of what
+the output projection reads, times its columns of that projection; where a norm follows on the branch (Gemma 2 and 3), with the size
+that it divides by in that run, so that the heads of a block still add up to what reaches the stream.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from mlinterp.circuits.graph import Graph, transformer_graph
+from mlinterp.circuits.machine import Machine, Pass
+from mlinterp.errors import SpecError
+from mlinterp.interventions.replay import Replay, anatomy
+from mlinterp.subjects.base import Examples
+from mlinterp.subjects.hooked import HookedSubject
+from mlinterp.subjects.unembedding import Norm, norm_of
+
+
+class _Parts(NamedTuple):
+    """What the modules of one architecture's block are called."""
+
+    attn: str
+    q: str
+    k: str
+    v: str
+    o: str
+    attn_norm: str
+    mlp: str
+    mlp_norm: str
+    post_norm: str | None = None
+    """The norm on the attention branch."""
+    mlp_out: str | None = None
+    """What returns what the MLP adds, where that is not the MLP."""
+
+
+_LLAMA = _Parts("self_attn", "q_proj", "k_proj", "v_proj", "o_proj", "input_layernorm", "mlp", "post_attention_layernorm")
+_GEMMA2 = _LLAMA._replace(mlp_norm="pre_feedforward_layernorm", post_norm="post_attention_layernorm", mlp_out="post_feedforward_layernorm")
+_NEOX = ("attention", *["query_key_value"] * 3, "dense", "input_layernorm", "mlp", "post_attention_layernorm")
+PARTS = {
+    "gpt2": _Parts("attn", "c_attn", "c_attn", "c_attn", "c_proj", "ln_1", "mlp", "ln_2"),
+    **dict.fromkeys(("llama", "qwen2", "qwen3", "gemma"), _LLAMA),
+    **dict.fromkeys(("gemma2", "gemma3_text", "gemma3"), _GEMMA2),
+    "gpt_neox": _Parts(*_NEOX),
+}
+"""Architectures whose residual stream is a plain sum, by `model_type`."""
+
+
+class _Projection(NamedTuple):
+    """The reads that one module projects, and which rows of its output each has."""
+
+    module: nn.Module
+    reads: list[int]
+    """Numbers below the block's own, `[n]`."""
+    rows: Tensor
+    """int64 `[n, d_head]`."""
+
+    def out(self, normed: Tensor) -> Tensor:
+        """Return the module's output `[row, pos, out]` of its reads' own inputs `[row, read, pos, d]`."""
+        weight, bias = _weight(self.module), getattr(self.module, "bias", None)
+        made = torch.einsum("brtd,rkd->btrk", normed[:, self.reads], weight[self.rows])
+        if bias is not None:
+            made = made + bias[self.rows]
+        placed = torch.argsort(self.rows.flatten())
+        return made.flatten(2)[..., placed]
+
+
+class _Block(NamedTuple):
+    """One block: its modules, and which nodes and reads are its own."""
+
+    parts: _Parts
+    module: nn.Module
+    heads: slice
+    attn_reads: slice
+    mlp_node: slice
+    mlp_read: slice
+    projections: list[_Projection]
+    out_columns: Tensor
+    """The output projection by head, `[head, d, d_head]`."""
+
+    def part(self, path: str) -> nn.Module:
+        return self.module.get_submodule(path)
+
+
+def graph_of(subject: HookedSubject) -> Graph:
+    """Return a transformer's graph. Raises SpecError, naming the architecture, where the stream is not known to be a plain sum."""
+    config = getattr(subject, "architecture", None)
+    kind = getattr(config, "model_type", None)
+    if config is None or kind not in PARTS or anatomy(subject) is None:
+        raise SpecError(
+            f"'{subject.name}' ({kind or subject.kind}) is not known to have a residual stream that is a plain sum",
+            field="subject",
+            allowed=f"{', '.join(PARTS)}, or a subject with hook points embed, blocks.N.head.H.q_in, k_in, v_in, out and unembed_in",
+        )
+    text = config.get_text_config()
+    n_groups = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    return transformer_graph(
+        text.num_hidden_layers, text.num_attention_heads, n_groups, parallel=bool(getattr(text, "use_parallel_residual", False))
+    )
+
+
+class TransformerMachine(Machine):
+    """A Hugging Face transformer run as its graph (see `Machine`)."""
+
+    def _prepare(self) -> tuple[tuple[Tensor, Tensor], Tensor]:
+        self._parts = anatomy(self.subject)
+        assert self._parts is not None
+        names = PARTS[self.subject.architecture.model_type]  # type: ignore[attr-defined]
+        self._blocks = [_block(self.graph, layer, names, module) for layer, module in enumerate(self._parts.blocks)]
+        self._replay, corrupted = (self._recorded(examples) for examples in (self.pairs.clean, self.pairs.corrupted))
+        self._post_norms: dict[int, Norm | None] = {}
+        for layer, block in enumerate(self._blocks):
+            if names.post_norm:
+                self._post_norms[layer] = norm_of(block.part(names.post_norm), self._replay.streams[layer])
+                if self._post_norms[layer] is None:
+                    raise SpecError(f"the norm after attention in block {layer} of '{self.subject.name}' is not known", field="subject")
+        return (self._replay.streams[0], corrupted.streams[0]), self._replay.logits
+
+    def _recorded(self, examples: Examples) -> Replay:
+        assert self._parts is not None
+        return Replay(self.subject, self._parts, examples.take(range(len(examples))), self._answer_at)
+
+    def _forward(self, through: Pass, rows: Sequence[int], first: int, embed: Tensor) -> Tensor:
+        assert self._parts is not None
+        which = torch.as_tensor(list(rows), device=self.device)
+        if first:
+            stream = self._replay.streams[first][which]
+        else:
+            stream = embed
+            through.wrote(slice(0, 1), embed[:, None])
+        with self._reading(through, first):
+            for layer in range(first, len(self._blocks)):
+                stream = self._replay.block(layer, stream, which, 0)
+        last = through.read(slice(len(self.graph.reads) - 1, len(self.graph.reads)), stream)[:, 0]
+        return self._parts.logits(self._replay.states(last, which, 0))
+
+    @contextmanager
+    def _reading(self, through: Pass, first: int) -> Iterator[None]:
+        """Have blocks from `first` on read their own streams and tell what they write."""
+        with ExitStack() as hooks:
+
+            def after(module: nn.Module, hook: Callable[[Any, Any, Any], Any]) -> None:
+                hooks.callback(module.register_forward_hook(hook).remove)
+
+            for layer in range(first, len(self._blocks)):
+                block = self._blocks[layer]
+                normed: dict[str, Tensor] = {}
+                after(block.part(block.parts.attn_norm), _norm_streams(through, block.attn_reads, normed))
+                for projection in block.projections:
+                    after(projection.module, _projected(projection, normed))
+                output = block.part(f"{block.parts.attn}.{block.parts.o}")
+                told = self._heads_told(through, layer, block)
+                hooks.callback(output.register_forward_pre_hook(told).remove)
+                after(block.part(block.parts.mlp_norm), _norm_stream(through, block.mlp_read))
+                mlp = block.part(block.parts.mlp_out or block.parts.mlp)
+                after(mlp, _told(through, block.mlp_node))
+            yield
+
+    def _heads_told(self, through: Pass, layer: int, block: _Block) -> Callable[[Any, Any], None]:
+        def told(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            n_heads = block.heads.stop - block.heads.start
+            writes = torch.einsum("bthk,hdk->bhtd", args[0].unflatten(2, (n_heads, -1)), block.out_columns)
+            norm = self._post_norms.get(layer)
+            if norm is not None:
+                writes = writes.float() / norm.size(writes.float().sum(dim=1, keepdim=True)) * norm.gain
+            through.wrote(block.heads, writes)
+
+        return told
+
+
+def _norm_streams(through: Pass, reads: slice, normed: dict[str, Tensor]) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+    def hook(module: nn.Module, args: tuple[Tensor, ...], _output: Tensor) -> None:
+        normed["all"] = module.forward(through.read(reads, args[0]))
+
+    return hook
+
+
+def _projected(projection: _Projection, normed: dict[str, Tensor]) -> Callable[[nn.Module, Any, Tensor], Tensor]:
+    return lambda _module, _args, _output: projection.out(normed["all"])
+
+
+def _told(through: Pass, nodes: slice) -> Callable[[nn.Module, Any, Tensor], None]:
+    return lambda _module, _args, output: through.wrote(nodes, output[:, None])
+
+
+def _norm_stream(through: Pass, reads: slice) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
+    def hook(module: nn.Module, args: tuple[Tensor, ...], _output: Tensor) -> Tensor:
+        normed: Tensor = module.forward(through.read(reads, args[0])[:, 0])
+        return normed
+
+    return hook
+
+
+def _block(graph: Graph, layer: int, parts: _Parts, module: nn.Module) -> _Block:
+    nodes = [number for number, node in enumerate(graph.nodes) if node.layer == layer]
+    reads = [number for number, read in enumerate(graph.reads) if read.layer == layer]
+    heads, attn = slice(nodes[0], nodes[-1]), slice(reads[0], reads[-1])
+    n_heads = heads.stop - heads.start
+    weight = _weight(module.get_submodule(f"{parts.attn}.{parts.o}"))
+    d_head = weight.shape[1] // n_heads
+    return _Block(
+        parts,
+        module,
+        heads,
+        attn,
+        slice(nodes[-1], nodes[-1] + 1),
+        slice(reads[-1], reads[-1] + 1),
+        _projections(graph, attn, parts, module, n_heads, d_head),
+        weight.unflatten(1, (n_heads, d_head)).transpose(0, 1),
+    )
+
+
+def _projections(graph: Graph, attn: slice, parts: _Parts, module: nn.Module, n_heads: int, d_head: int) -> list[_Projection]:
+    """Return which module projects which reads to which rows of its output; a fused module projects several kinds."""
+    found: dict[str, tuple[list[int], list[int]]] = {}
+    fused = parts.q == parts.k
+    for number, read in enumerate(graph.reads[attn]):
+        assert read.unit is not None
+        kind = "qkv".index(read.kind)
+        name = (parts.q, parts.k, parts.v)[kind]
+        if not fused:
+            start = read.unit * d_head
+        elif name == "c_attn":
+            start = (kind * n_heads + read.unit) * d_head
+        else:
+            start = (read.unit * 3 + kind) * d_head
+        numbers, starts = found.setdefault(name, ([], []))
+        numbers.append(number)
+        starts.append(start)
+    projections = []
+    for name, (numbers, starts) in found.items():
+        projection = module.get_submodule(f"{parts.attn}.{name}")
+        rows = torch.tensor(starts)[:, None] + torch.arange(d_head)
+        projections.append(_Projection(projection, numbers, rows.to(_weight(projection).device)))
+    return projections
+
+
+def _weight(module: nn.Module) -> Tensor:
+    """Return a projection's weight `[out, in]`; GPT-2 keeps it the other way round."""
+    weight = module.get_parameter("weight")
+    return weight.T if type(module).__name__ == "Conv1D" else weight

@@ -1,0 +1,130 @@
+"""`activation_patching`: put activations of one prompt's run into another's, place by place, and measure what they carry.
+
+The exact sweep: one patched run for every layer, position, head or neuron and every prompt pair (Vig et al. 2020; Wang et al. 2022).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, StringConstraints, model_validator
+
+from mlinterp.experiments.base import Context, Experiment, Variables
+from mlinterp.interventions.metrics import MetricRegistry
+from mlinterp.interventions.patch_names import COMPONENTS, refuse_unknown
+from mlinterp.result import ExperimentResult
+from mlinterp.spec import Spec
+from mlinterp.subjects.pairs_declared import Align, PairsVariable, PromptPair
+
+Number = Annotated[int, Field(ge=0)]
+
+
+class ActivationPatchingVariables(Variables):
+    """Which activations are patched between which prompts, and what is measured."""
+
+    pairs: PairsVariable = Field(
+        description="clean and corrupted prompts with their answers, or a .jsonl file of the project that holds them"
+    )
+    component: Annotated[str, StringConstraints(max_length=200)] = Field(
+        "resid_pre", description=f"what is patched: {', '.join(COMPONENTS)}, or module:PATH"
+    )
+    layers: list[int] | None = Field(None, min_length=1, description="blocks, all where left out; negative ones count from the last")
+    positions: Literal["each", "all", "answer"] | list[int] | None = Field(
+        None,
+        description="each: every position by itself; all: all of them in one patch; answer: the last token; or position numbers, each by "
+        "itself. Where left out: all for heads and neurons, else each",
+    )
+    heads: list[Number] | None = Field(None, min_length=1, description="attn_head: which heads, all where left out")
+    neurons: list[Number] | None = Field(None, min_length=1, description="mlp_neuron: which neurons, all where left out")
+    metric: Annotated[str, StringConstraints(max_length=300)] = Field(
+        "logit_diff", description="logit_diff, prob, ce_diff, kl, l2, cosine, or a function of the project, FILE.py:FUNCTION"
+    )
+    direction: Literal["denoise", "noise"] = Field(
+        "denoise", description="denoise: clean activations into the corrupted run (what suffices); noise: the reverse (what is needed)"
+    )
+    align: Align | None = Field(
+        None, description="which positions of prompts of unequal length belong together: end or start; refused where left out"
+    )
+    controls: int = Field(3, ge=2, le=50, description="draws of norm-matched random directions, each of which is another sweep")
+    untrained: bool = Field(True, description="whether the sweep is run on the same model with random weights too")
+    joint: int = Field(5, ge=2, le=100, description="how many of the largest places are patched together, to see what single patches hide")
+    n_bootstrap: int = Field(2000, ge=100, le=100_000, description="resamples of each interval")
+    batch_size: int = Field(
+        256, ge=1, le=65_536, description="patches a batch; one that does not fit in memory is split. It changes the last digits of float32"
+    )
+
+    @property
+    def swept(self) -> Literal["each", "all", "answer"] | list[int]:
+        """The positions, and what they are where left out."""
+        if self.positions is not None:
+            return self.positions
+        return "all" if self.component in ("attn_head", "mlp_neuron") else "each"
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ActivationPatchingVariables:
+        for name, component in (("heads", "attn_head"), ("neurons", "mlp_neuron")):
+            if getattr(self, name) is not None and self.component != component:
+                raise ValueError(f"{name} are patched with component: {component}")
+        for name in ("layers", "heads", "neurons", "positions"):
+            chosen = getattr(self, name)
+            if isinstance(chosen, list) and len(set(chosen)) != len(chosen):
+                raise ValueError(f"{name} {chosen} must name each once")
+        if self.positions == []:
+            raise ValueError("positions must name at least one")
+        return self
+
+
+def check(_spec: Spec, variables: Variables, _roles: Collection[str]) -> None:
+    """Refuse an unknown component or metric by name, and, where the pairs are in the spec, one that lacks a token the metric needs."""
+    assert isinstance(variables, ActivationPatchingVariables)
+    refuse_unknown(variables.component)
+    check_metric(variables.metric, variables.pairs)
+
+
+def check_metric(name: str, pairs: list[PromptPair] | str) -> None:
+    """Refuse an unknown metric by name, and, where the pairs are in the spec, one that lacks a token the metric needs."""
+    if ".py:" in name:
+        return
+    metric = MetricRegistry().get(name)
+    if not isinstance(pairs, str):
+        for token in metric.needs:
+            missing = next((pair.id or str(at) for at, pair in enumerate(pairs) if getattr(pair, token) is None), None)
+            metric.require({token: missing})
+
+
+def run(context: Context) -> ExperimentResult:
+    """Patch every place of the component in every pair, beside its nulls, and report effects with intervals."""
+    from mlinterp.experiments.activation_patching_measure import measure
+    from mlinterp.experiments.activation_patching_report import report
+
+    return report(measure(context), context.variables, context.seed)
+
+
+_EXAMPLE: dict[str, Any] = {
+    "subject": "NAME",
+    "variables": {
+        "pairs": [
+            {
+                "clean": "When Mary and John went out, John gave milk to",
+                "corrupted": "When Mary and John went out, Mary gave milk to",
+                "answer": " Mary",
+                "wrong": " John",
+            }
+        ],
+        "component": "resid_pre",
+        "metric": "logit_diff",
+    },
+}
+
+EXPERIMENT = Experiment(
+    type="activation_patching",
+    summary="Put activations of one prompt's run into another's, place by place, and measure what they carry of the answer.",
+    Variables=ActivationPatchingVariables,
+    run=run,
+    check=check,
+    modes=("interventional",),
+    inputs={"subject": False},
+    example=_EXAMPLE,
+    headlines=("top/null_effect", "top/effect", "top/adjusted_effect"),
+)

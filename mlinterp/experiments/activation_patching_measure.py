@@ -1,0 +1,245 @@
+"""The sweep of `activation_patching`: which places there are, what each patch does, its nulls, and what joint patches add."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from mlinterp.determinism import torch_stream
+from mlinterp.errors import SpecError, unknown
+from mlinterp.experiments.activation_patching import ActivationPatchingVariables
+from mlinterp.experiments.base import Context
+from mlinterp.interventions.metrics import Metric, MetricRegistry
+from mlinterp.interventions.patch_effects import CellEffect, cell_effects, gaps_of, patch_effect
+from mlinterp.interventions.patch_places import Places, places
+from mlinterp.interventions.patching import Edit, Moved, Patch, Patcher
+from mlinterp.interventions.untrained import untrained
+from mlinterp.progress import Task
+from mlinterp.subjects.hooked import HookedSubject
+from mlinterp.subjects.pairs import Pairs, answer_columns, tokenise
+from mlinterp.subjects.pairs_declared import read_pairs
+
+
+class Cell(NamedTuple):
+    """One place that is patched."""
+
+    layer: int
+    position: int | None
+    """Position number (see `Pairs.positions`); None for all of them, or for the answer position."""
+    unit: int | None
+    """Head or neuron."""
+
+    @property
+    def name(self) -> str:
+        """Its name in metrics: `L5.p3`, `L5.u2`, `L5.p3.u2`."""
+        parts = [f"L{self.layer}"]
+        parts += [] if self.position is None else [f"p{self.position}"]
+        parts += [] if self.unit is None else [f"u{self.unit}"]
+        return ".".join(parts)
+
+
+@dataclass(frozen=True)
+class Joint:
+    """Several places patched together."""
+
+    name: str
+    cells: tuple[int, ...]
+    effect: CellEffect | None
+    singles: float | None
+    """What the places do one by one, added up."""
+    largest: float
+    """The largest effect of one of them, by size."""
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Everything that was measured.
+
+    Attributes:
+        labels: what stands at each position.
+        cells: the places.
+        effects: one a cell; None where undefined.
+        elsewhere: mean effect of the same layer and unit at all other positions, one a cell; None where positions were not swept.
+        untrained: effect in the model with random weights, one a cell, in units of the trained model's gap; None where it was not run.
+        m_clean: the metric of the clean runs, `[pair]`.
+        m_corrupted: that of the corrupted ones.
+    """
+
+    subject: HookedSubject
+    pairs: Pairs
+    metric: Metric
+    places: Places
+    labels: dict[int, str]
+    cells: list[Cell]
+    effects: list[CellEffect | None]
+    elsewhere: list[float | None]
+    untrained: list[float | None] | None
+    joints: list[Joint]
+    m_clean: np.ndarray
+    m_corrupted: np.ndarray
+
+
+def measure(context: Context) -> Sweep:
+    """Run the sweep, its nulls and the joint patches."""
+    variables: ActivationPatchingVariables = context.variables
+    metric = MetricRegistry(context.root).get(variables.metric)
+    declared = read_pairs(variables.pairs, context.root)
+    subject = context.load_subject()
+    if not isinstance(subject, HookedSubject):
+        raise SpecError(f"'{subject.name}' is a {subject.kind} subject", field="subject", allowed="one whose hook points are passed once")
+    pairs = tokenise(declared, subject, variables.align)
+    where = places(subject, variables.component, variables.layers)
+    patcher = Patcher(subject, pairs, where, metric, variables.direction, variables.batch_size)
+    gaps = gaps_of(patcher.m_base, patcher.m_source, metric.name)
+    columns = columns_of(pairs, variables.swept)
+    cells = cells_of(columns, where, variables)
+    moved = [patcher.moved(torch_stream(context.seed, "random_direction", draw)) for draw in range(variables.controls)]
+    twin = untrained(subject, context.seed) if variables.untrained else None
+    n_patches = sum(len(columns[cell.position]) for cell in cells)
+    with context.reporter.task("patches", n_patches * (1 + len(moved) + (twin is not None))) as task:
+        changes = changes_of(patcher, [(cell,) for cell in cells], columns, None, task)
+        nulls = np.stack([changes_of(patcher, [(cell,) for cell in cells], columns, random, task) for random in moved])
+        random_model = None
+        if twin is not None:
+            other = Patcher(twin, pairs, where, metric, variables.direction, variables.batch_size)
+            random_model = changes_of(other, [(cell,) for cell in cells], columns, None, task)
+    effects = cell_effects(changes, nulls, gaps, variables.n_bootstrap, context.seed)
+    joints = joints_of(patcher, cells, effects, columns, moved, gaps, context)
+    swept = len({cell.position for cell in cells}) > 1
+    clean_first = variables.direction == "noise"
+    return Sweep(
+        subject,
+        pairs,
+        metric,
+        where,
+        pairs.labels(subject),
+        cells,
+        effects,
+        elsewhere_of(cells, effects) if swept else [None] * len(cells),
+        None if random_model is None else [ratio_of(column, gaps) for column in random_model.T],
+        joints,
+        patcher.m_base if clean_first else patcher.m_source,
+        patcher.m_source if clean_first else patcher.m_base,
+    )
+
+
+def columns_of(pairs: Pairs, chosen: Literal["each", "all", "answer"] | list[int]) -> dict[int | None, dict[int, int | None]]:
+    """Return for each position that is patched the pairs that have it, and the column where; None is all positions, or the answer's."""
+    if chosen == "all":
+        return {None: dict.fromkeys(range(len(pairs)))}
+    if chosen == "answer":
+        clean, corrupted = (answer_columns(batch).tolist() for batch in (pairs.clean, pairs.corrupted))
+        for row, (one, other) in enumerate(zip(clean, corrupted, strict=True)):
+            if one != other:
+                raise SpecError(
+                    f"the prompts of pair '{pairs.ids[row]}' end at positions that do not belong together",
+                    field="variables.positions",
+                    allowed="align: end",
+                )
+        return {None: dict(enumerate(clean))}
+    there: dict[int | None, dict[int, int | None]] = {}
+    for row, column in pairs.shared.nonzero().tolist():
+        there.setdefault(int(pairs.positions[row, column]), {})[row] = column
+    if chosen == "each":
+        return {at: there[at] for at in sorted(at for at in there if at is not None)}
+    for at in chosen:
+        if at not in there:
+            known = sorted(known for known in there if known is not None)
+            problem = f"no pair has a position {at}"
+            raise SpecError(problem, field="variables.positions", allowed=f"{known[0]} to {known[-1]}")
+    return {at: there[at] for at in sorted(chosen)}
+
+
+def cells_of(columns: dict[int | None, dict[int, int | None]], where: Places, variables: ActivationPatchingVariables) -> list[Cell]:
+    """Return the places that are patched. Raises SpecError for a head or neuron that there is not."""
+    units: Sequence[int | None] = [None]
+    if where.n_units is not None:
+        name = "heads" if variables.component == "attn_head" else "neurons"
+        units = getattr(variables, name) or range(where.n_units)
+        for unit in units:
+            if unit is not None and unit >= where.n_units:
+                raise unknown(f"variables.{name}", str(unit), [f"0 to {where.n_units - 1}"], what=name.removesuffix("s"))
+    return [Cell(layer, position, unit) for layer in where.sites for position in columns for unit in units]
+
+
+def changes_of(
+    patcher: Patcher,
+    groups: Sequence[Sequence[Cell]],
+    columns: dict[int | None, dict[int, int | None]],
+    moved: Moved | None,
+    task: Task | None = None,
+) -> np.ndarray:
+    """Return the change of the metric when the cells of each group are patched together, `[pair, group]`; NaN where a pair has none.
+
+    With `moved`, the same steps are made in random directions instead.
+    """
+    patches, at = [], []
+    for number, cells in enumerate(groups):
+        for pair in range(len(patcher.pairs)):
+            edits = [Edit(cell.layer, columns[cell.position][pair], cell.unit) for cell in cells if pair in columns[cell.position]]
+            if edits:
+                patches.append(Patch(pair, tuple(edits) if moved is None else moved.edits(edits)))
+                at.append((pair, number))
+    found = np.full((len(patcher.pairs), len(groups)), np.nan)
+    rows, numbers = np.array(at).T
+    source = None if moved is None else moved.activations
+    found[rows, numbers] = patcher.metrics(patches, source, task) - patcher.m_base[rows]
+    return found
+
+
+def joints_of(
+    patcher: Patcher,
+    cells: list[Cell],
+    effects: list[CellEffect | None],
+    columns: dict[int | None, dict[int, int | None]],
+    moved: list[Moved],
+    gaps: np.ndarray,
+    context: Context,
+) -> list[Joint]:
+    """Patch the largest places together, and (but for the stream, which carries everything) each layer's and all of them."""
+    known = [at for at, effect in enumerate(effects) if effect is not None]
+    ranked = sorted(known, key=lambda at: -abs(_value(effects[at])))
+    groups = {f"top{context.variables.joint}": ranked[: context.variables.joint]}
+    if patcher.places.component in ("attn_out", "mlp_out", "attn_head", "mlp_neuron"):
+        groups |= {f"layer{layer}": [at for at in known if cells[at].layer == layer] for layer in patcher.places.sites}
+        groups["all"] = known
+    groups = {name: members for name, members in groups.items() if len(members) > 1}
+    if not groups:
+        return []
+    chosen = [[cells[at] for at in members] for members in groups.values()]
+    changes = changes_of(patcher, chosen, columns, None)
+    nulls = np.stack([changes_of(patcher, chosen, columns, random) for random in moved])
+    found = cell_effects(changes, nulls, gaps, context.variables.n_bootstrap, context.seed)
+    joints = []
+    for (name, members), effect in zip(groups.items(), found, strict=True):
+        singles = [_value(effects[at]) for at in members]
+        joints.append(Joint(name, tuple(members), effect, sum(singles), max(singles, key=abs)))
+    return joints
+
+
+def _value(effect: CellEffect | None) -> float:
+    assert effect is not None
+    return effect.effect.estimate
+
+
+def elsewhere_of(cells: list[Cell], effects: list[CellEffect | None]) -> list[float | None]:
+    """Return for each cell the mean effect of its layer and unit at the other positions: what a position drawn at random does."""
+    by_place: dict[tuple[int, int | None], list[float]] = {}
+    for cell, effect in zip(cells, effects, strict=True):
+        if effect is not None:
+            by_place.setdefault((cell.layer, cell.unit), []).append(effect.effect.estimate)
+    found: list[float | None] = []
+    for cell, effect in zip(cells, effects, strict=True):
+        together = by_place.get((cell.layer, cell.unit), [])
+        alone = effect is None or len(together) < 2
+        found.append(None if alone else (sum(together) - _value(effect)) / (len(together) - 1))
+    return found
+
+
+def ratio_of(changes: np.ndarray, gaps: np.ndarray) -> float | None:
+    """Return a cell's effect over the pairs that have it; None where it is undefined."""
+    there = np.isfinite(changes)
+    return patch_effect(changes[there], gaps[there]) if there.any() else None

@@ -1,0 +1,134 @@
+"""What `attribution_patching` measures: the estimate of every patch with its nulls, and exact patches to hold some of them against."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from mlinterp.determinism import numpy_stream, torch_stream
+from mlinterp.errors import ExperimentError, SpecError
+from mlinterp.experiments.activation_patching_measure import Cell, Sweep, cells_of, columns_of, elsewhere_of, joints_of, ratio_of
+from mlinterp.experiments.activation_patching_measure import changes_of as exact_changes
+from mlinterp.experiments.attribution_patching import AttributionPatchingVariables
+from mlinterp.experiments.base import Context
+from mlinterp.interventions.attribution_patching import Slopes, slopes
+from mlinterp.interventions.metrics import Metric, MetricRegistry
+from mlinterp.interventions.patch_effects import cell_effects, gaps_of
+from mlinterp.interventions.patch_places import Places, places
+from mlinterp.interventions.patching import Patcher
+from mlinterp.interventions.untrained import untrained
+from mlinterp.progress import Task
+from mlinterp.subjects.hooked import HookedSubject
+from mlinterp.subjects.pairs import Pairs, tokenise
+from mlinterp.subjects.pairs_declared import read_pairs
+
+Columns = dict[int | None, dict[int, int | None]]
+
+
+@dataclass(frozen=True)
+class Checked:
+    """One place patched exactly, beside its estimate: effects as shares of the gap."""
+
+    cell: int
+    estimated: float
+    exact: float
+
+
+@dataclass(frozen=True)
+class Completeness:
+    """One layer: what all its estimates add up to, and what patching all of it does, as shares of the gap."""
+
+    layer: int
+    added: float
+    exact: float
+
+
+@dataclass(frozen=True)
+class Estimated:
+    """Everything that was measured; `sweep` holds estimates in place of effects, and exact joint patches."""
+
+    sweep: Sweep
+    checked: list[Checked]
+    completeness: list[Completeness]
+
+
+def measure(context: Context) -> Estimated:
+    """Estimate every patch and its nulls, and patch a sample of places exactly."""
+    variables: AttributionPatchingVariables = context.variables
+    metric = MetricRegistry(context.root).get(variables.metric)
+    declared = read_pairs(variables.pairs, context.root)
+    subject = context.load_subject()
+    if not isinstance(subject, HookedSubject):
+        raise SpecError(f"'{subject.name}' is a {subject.kind} subject", field="subject", allowed="one whose hook points are passed once")
+    pairs = tokenise(declared, subject, variables.align)
+    where = places(subject, variables.component, variables.layers)
+    columns = columns_of(pairs, variables.swept)
+    cells = cells_of(columns, where, variables)
+    twin = untrained(subject, context.seed) if variables.untrained else None
+    with context.reporter.task("pairs", len(pairs) * (1 + (twin is not None))) as task:
+        found = _slopes(subject, pairs, where, metric, variables, task)
+        random_model = None if twin is None else _slopes(twin, pairs, where, metric, variables, task)
+    gaps = gaps_of(found.m_base, found.m_source, metric.name)
+    changes = estimated_changes(found.effects(), cells, columns)
+    if not all(np.isfinite(each).all() for each in found.effects().values()):
+        raise ExperimentError(f"{metric.name} has no finite gradient at the run that is patched")
+    draws = [found.random_effects(torch_stream(context.seed, "random_direction", draw)) for draw in range(variables.controls)]
+    nulls = np.stack([estimated_changes(each, cells, columns) for each in draws])
+    effects = cell_effects(changes, nulls, gaps, variables.n_bootstrap, context.seed)
+    checked, joints = [], []
+    known = [at for at, effect in enumerate(effects) if effect is not None]
+    if variables.check_exact and known:
+        patcher = Patcher(subject, pairs, where, metric, variables.direction)
+        drawn = np.sort(numpy_stream(context.seed, "check_exact").permutation(known)[: variables.check_exact]).tolist()
+        with context.reporter.task("exact patches", len(drawn) * len(pairs)) as task:
+            exact = exact_changes(patcher, [(cells[at],) for at in drawn], columns, None, task)
+        for number, at in enumerate(drawn):
+            both = [ratio_of(column, gaps) for column in (changes[:, at], exact[:, number])]
+            if both[0] is not None and both[1] is not None:
+                checked.append(Checked(at, both[0], both[1]))
+        moved = [patcher.moved(torch_stream(context.seed, "random_direction", draw)) for draw in range(variables.controls)]
+        joints = joints_of(patcher, cells, effects, columns, moved, gaps, context)
+    clean_first = variables.direction == "noise"
+    sweep = Sweep(
+        subject,
+        pairs,
+        metric,
+        where,
+        pairs.labels(subject),
+        cells,
+        effects,
+        elsewhere_of(cells, effects) if len(columns) > 1 else [None] * len(cells),
+        None
+        if random_model is None
+        else [ratio_of(column, gaps) for column in estimated_changes(random_model.effects(), cells, columns).T],
+        joints,
+        found.m_base if clean_first else found.m_source,
+        found.m_source if clean_first else found.m_base,
+    )
+    return Estimated(sweep, checked, _completeness(found, gaps))
+
+
+def _slopes(
+    subject: HookedSubject, pairs: Pairs, where: Places, metric: Metric, variables: AttributionPatchingVariables, task: Task
+) -> Slopes:
+    steps = variables.ig_steps if variables.method == "integrated" else 0
+    return slopes(subject, pairs, where, metric, variables.direction, ig_steps=steps, batch_size=variables.batch_size, done=task.advance)
+
+
+def estimated_changes(effects: dict[int, np.ndarray], cells: list[Cell], columns: Columns) -> np.ndarray:
+    """Return the change of each cell, `[pair, cell]`, from that of each place, layer to `[pair, pos, unit]`; NaN where there is none."""
+    at: dict[tuple[int, int | None], np.ndarray] = {}
+    for layer, each in effects.items():
+        for position, where in columns.items():
+            there = np.full((len(each), each.shape[2]), np.nan)
+            for pair, column in where.items():
+                there[pair] = each[pair].sum(axis=0) if column is None else each[pair, column]
+            at[layer, position] = there
+    return np.stack([at[cell.layer, cell.position][:, cell.unit or 0] for cell in cells], axis=1)
+
+
+def _completeness(found: Slopes, gaps: np.ndarray) -> list[Completeness]:
+    total = gaps.sum()
+    added = {layer: each.sum() for layer, each in found.effects().items()}
+    return [Completeness(layer, float(added[layer] / total), float(exact.sum() / total)) for layer, exact in found.whole.items()]

@@ -1,0 +1,74 @@
+"""`direct_logit_attribution`: what the embedding, every head, every MLP and every bias writes towards the model's answer."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from mlinterp.errors import ExperimentError
+from mlinterp.experiments.base import Context, Experiment
+from mlinterp.experiments.readings import Positions, ReadingVariables, read
+from mlinterp.result import ExperimentResult
+
+
+class DirectLogitAttributionVariables(ReadingVariables):
+    """Whose logit is taken apart, and where."""
+
+    positions: Positions = Field(
+        "last", description="where the logit is taken: last, answer (scored positions), tokens (every real one), or position numbers"
+    )
+    answer: Literal["target", "model"] | None = Field(
+        None,
+        description="whose logit: target (the prompt's answer, or the token that follows in the text) or model (its own likeliest token); "
+        "target where every prompt has an answer, else model",
+    )
+    of: Literal["logit", "logit_diff"] = Field(
+        "logit", description="logit, or logit_diff: less that of the prompt's wrong token, or of the likeliest other token without one"
+    )
+
+
+def run(context: Context) -> ExperimentResult:
+    """Find whose logits are meant, take them and those of other answers apart, and tabulate."""
+    from mlinterp.experiments.direct_logit_attribution_report import fill
+    from mlinterp.experiments.direct_logit_attribution_rows import chosen_rows, taken_apart
+    from mlinterp.interventions.logit_attribution import Attributor
+    from mlinterp.interventions.readouts import require_true
+
+    variables: DirectLogitAttributionVariables = context.variables
+    subject = context.load_subject()
+    attributor = Attributor(subject)
+    reading = read(subject, variables)
+    require_true(attributor.readout, subject, reading.examples.take(range(min(2, len(reading.examples)))))
+    rows = chosen_rows(subject, reading, variables.positions, _answer(variables), variables.of, variables.batch_size)
+    if not len(rows):
+        raise ExperimentError(f"none of the {len(reading.examples)} examples has a target at these positions (positions, answer)")
+    own, others = taken_apart(attributor, reading.examples, rows, variables.batch_size, context.seed)
+    result = ExperimentResult(mode="observational")
+    result.diagnostics.n_contexts_tested = len(reading.examples)
+    return fill(result, subject, attributor, reading.examples, rows, own, others, context.seed)
+
+
+def _answer(variables: DirectLogitAttributionVariables) -> Literal["target", "model"]:
+    if variables.answer is not None:
+        return variables.answer
+    given = variables.prompts is not None and all(prompt.answer is not None for prompt in variables.prompts)
+    return "target" if given else "model"
+
+
+_EXAMPLE: dict[str, Any] = {
+    "subject": "NAME",
+    "inputs": {"subject": "latest"},
+    "variables": {"examples": {"split": "test", "n": 64}, "positions": "last", "of": "logit"},
+}
+
+EXPERIMENT = Experiment(
+    type="direct_logit_attribution",
+    summary="Take a logit apart into what the embedding, every head, every MLP and every bias writes towards it.",
+    Variables=DirectLogitAttributionVariables,
+    run=run,
+    aliases=("dla",),
+    inputs={"subject": False},
+    example=_EXAMPLE,
+    headlines=("dla/logit", "dla/completeness_error"),
+)

@@ -1,0 +1,139 @@
+"""What patches do over several prompt pairs: effects beside nulls, with paired intervals and p values.
+
+For each cell (a place that is patched) with changes d of the metric over pairs, gaps g between source and base run, and the changes d'
+under norm-matched random directions at the same place:
+
+    effect = Σd / Σg,    null = Σd' / Σg,    adjusted = effect - null
+
+A ratio of sums is defined as long as the runs differ on average; a mean of ratios is at the mercy of the pair whose runs differ least.
+Resamples draw whole pairs, the same for every cell, and compare with one draw of the null, chosen at random: the intervals cover single
+draws. `p` is the larger of two: sign flips over pairs of d minus the mean d' (is it there in more than a few pairs?), and the single-case
+t test against the draws (is it larger than what any change of that size does?).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from mlinterp.determinism import numpy_stream
+from mlinterp.errors import ExperimentError
+from mlinterp.estimates import LEVEL
+from mlinterp.interventions.metrics import NEGLIGIBLE
+from mlinterp.stats import Interval, benjamini_hochberg, bootstrap_means, sign_flip_p, single_case_p
+
+_BLOCK = 512
+"""Cells resampled at a time; bounds memory."""
+
+
+class CellEffect(NamedTuple):
+    """One cell's numbers; intervals are undefined (NaN) for a single pair."""
+
+    n: int
+    """Pairs that have the cell."""
+    change: float
+    """Mean change of the metric, in its own unit."""
+    effect: Interval
+    null: Interval
+    adjusted: Interval
+    p: float
+    p_adj: float
+    """`p` after Benjamini-Hochberg over all cells."""
+
+
+def gaps_of(m_base: np.ndarray, m_source: np.ndarray, metric: str) -> np.ndarray:
+    """Return source minus base, `[pair]`.
+
+    Raises ExperimentError where the metric is undefined for a pair, and where the runs do not differ on average: then a patch has
+    nothing to restore or to break.
+    """
+    if not np.isfinite([m_base, m_source]).all():
+        raise ExperimentError(f"{metric} is undefined for a prompt that nobody patched")
+    gaps = m_source - m_base
+    if abs(gaps.mean()) <= NEGLIGIBLE * max(1.0, float(np.abs([m_base, m_source]).max())):
+        raise ExperimentError(
+            f"clean and corrupted prompts have the same mean {metric} ({m_base.mean():.6g}): there is nothing that a patch could carry"
+        )
+    return gaps
+
+
+def patch_effect(changes: np.ndarray, gaps: np.ndarray) -> float | None:
+    """Return Σ changes / Σ gaps; None where both runs are alike or a change is undefined.
+
+    >>> patch_effect(np.array([1.0, 0.0]), np.array([3.0, 1.0]))
+    0.25
+    """
+    total = float(gaps.sum())
+    if abs(total) <= NEGLIGIBLE * len(gaps) or not np.isfinite(changes).all():
+        return None
+    return float(changes.sum()) / total + 0.0
+
+
+def cell_effects(changes: np.ndarray, nulls: np.ndarray, gaps: np.ndarray, n_bootstrap: int, seed: int) -> list[CellEffect | None]:
+    """Return the effect of every cell; None for one that no pair has or whose pairs do not differ on average.
+
+    Args:
+        changes: of the metric under each cell's patch, `[pair, cell]`; NaN where a pair does not have the cell.
+        nulls: changes under random directions, `[draw, pair, cell]`.
+        gaps: source minus base run, `[pair]`.
+        n_bootstrap: resamples of each interval.
+        seed: of resampling and sign flips.
+    """
+    found: list[CellEffect | None] = [None] * changes.shape[1]
+    there = np.isfinite(changes) & np.isfinite(nulls).all(axis=0)
+    for pattern in np.unique(there, axis=1).T:
+        cells = np.flatnonzero((there == pattern[:, None]).all(axis=0))
+        if pattern.any() and patch_effect(gaps[pattern], gaps[pattern]) is not None:
+            for block in np.split(cells, range(_BLOCK, len(cells), _BLOCK)):
+                some = _alike(changes[np.ix_(pattern, block)], nulls[:, pattern][:, :, block], gaps[pattern], n_bootstrap, seed)
+                for cell, effect in zip(block, some, strict=True):
+                    found[cell] = effect
+    known = [cell for cell in found if cell is not None]
+    adjusted = iter(benjamini_hochberg(np.array([cell.p for cell in known])).tolist()) if known else iter(())
+    return [None if cell is None else cell._replace(p_adj=next(adjusted)) for cell in found]
+
+
+def _alike(changes: np.ndarray, nulls: np.ndarray, gaps: np.ndarray, n_bootstrap: int, seed: int) -> list[CellEffect]:
+    """Return the effects of cells that the same pairs have; p_adj is left to be p."""
+    n, k = changes.shape
+    total = gaps.sum()
+    own, null = changes.sum(axis=0) / total + 0.0, nulls.sum(axis=1) / total + 0.0  # never minus zero
+    centre = null.mean(axis=0)
+    p = np.ones(k)
+    if n > 1:
+        p = sign_flip_p(changes - nulls.mean(axis=0), rng=numpy_stream(seed, "sign_flip"))
+        outside = [single_case_p(float(own[cell]), null[:, cell]) for cell in range(k)]
+        p = np.maximum(p, outside)
+    bounds = np.full((3, 2, k), np.nan)
+    resampled = _resampled(changes, nulls, gaps, n_bootstrap, seed)
+    if resampled is not None:
+        bounds = np.stack([np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0) for values in resampled])
+    estimates = (own, centre, own - centre)
+    found = []
+    for cell in range(k):
+        effect, random, adjusted = (
+            Interval(float(e[cell]), float(b[0, cell]), float(b[1, cell])) for e, b in zip(estimates, bounds, strict=True)
+        )
+        found.append(CellEffect(n, float(changes[:, cell].mean()), effect, random, adjusted, float(p[cell]), float(p[cell])))
+    return found
+
+
+def _resampled(changes: np.ndarray, nulls: np.ndarray, gaps: np.ndarray, n_bootstrap: int, seed: int) -> Sequence[np.ndarray] | None:
+    """Return effect, null (of one draw) and their difference in each resample of pairs, `[resample, cell]` each.
+
+    None for a single pair, and where a resample's gaps sum to zero or to the other sign: the ratio has no interval then.
+    """
+    n, k = changes.shape
+    if n == 1:
+        return None
+    rng = numpy_stream(seed, "bootstrap")
+    means = bootstrap_means(np.concatenate([changes, *nulls, gaps[:, None]], axis=1), n_bootstrap, rng)
+    below = means[:, -1:]
+    if not (below * gaps.sum() > 0).all():
+        return None
+    drawn = rng.integers(0, len(nulls), size=n_bootstrap)
+    own, every = means[:, :k] / below, means[:, k:-1].reshape(n_bootstrap, len(nulls), k)
+    null = every[np.arange(n_bootstrap), drawn] / below
+    return own, null, own - null

@@ -1,0 +1,149 @@
+"""What a transformer's parts write to the residual stream, and where they read it: the modules that path patching reaches into.
+
+The stream is a plain sum: each block reads it through a norm and adds to it. So "a sender's part of what a receiver reads" has a
+meaning. Architectures that normalise the stream itself (BERT) or whose modules are not known here are refused by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from mlinterp.errors import SpecError
+from mlinterp.interventions.logit_attribution import BRANCH_NORM
+from mlinterp.interventions.path_patching_names import LETTERS
+from mlinterp.interventions.replay import Anatomy, anatomy
+from mlinterp.subjects.hooked import HookedSubject
+
+
+class _Modules(NamedTuple):
+    """Where one architecture reads the stream, below a block."""
+
+    attention_norm: str
+    mlp_norm: str
+    projections: tuple[str, ...]
+    """Of queries, keys and values: three modules, or one that makes all of them."""
+    fused: Literal["thirds", "by head"] | None = None
+    """How one module's output holds them: three blocks of all heads, or for each head its three."""
+
+
+def _llama(mlp_norm: str = "post_attention_layernorm") -> _Modules:
+    return _Modules("input_layernorm", mlp_norm, tuple(f"self_attn.{letter}_proj" for letter in LETTERS))
+
+
+_MODULES: Mapping[str, _Modules] = {
+    "gpt2": _Modules("ln_1", "ln_2", ("attn.c_attn",), "thirds"),
+    "llama": _llama(),
+    "qwen2": _llama(),
+    "qwen3": _llama(),
+    "gemma": _llama(),
+    "gemma2": _llama("pre_feedforward_layernorm"),
+    "gemma3_text": _llama("pre_feedforward_layernorm"),
+    "gemma3": _llama("pre_feedforward_layernorm"),
+    "gpt_neox": _Modules("input_layernorm", "post_attention_layernorm", ("attention.query_key_value",), "by head"),
+}
+
+
+class Parts:
+    """The parts of one subject. Raises SpecError, naming it, where they are not known.
+
+    Attributes:
+        anatomy: its blocks, final norm and unembedding.
+        n_heads: query heads of each block.
+        parallel: whether a block's MLP reads what its attention reads.
+    """
+
+    def __init__(self, subject: HookedSubject) -> None:
+        config = getattr(subject, "architecture", None)
+        kind, found = str(getattr(config, "model_type", subject.kind)), anatomy(subject)
+        if found is None or kind not in _MODULES:
+            raise SpecError(
+                f"'{subject.name}' ({kind}) has no residual stream whose readers and writers are known",
+                field="subject",
+                allowed=f"a left-to-right model of the kinds {', '.join(_MODULES)}",
+            )
+        assert config is not None
+        self.anatomy: Anatomy = found
+        self.n_heads: int = config.get_text_config().num_attention_heads
+        self.parallel = bool(getattr(config, "use_parallel_residual", False))
+        self._modules, self._branch_norm, self._subject = _MODULES[kind], BRANCH_NORM.get(kind), subject
+
+    def written(self, layer: int, z: Tensor) -> Tensor:
+        """Return what a block's attention adds to the stream, `[row, pos, d]`, of its heads' results side by side."""
+        made = self._projection(layer)(z)
+        found: Tensor = made if self._branch_norm is None else self.anatomy.blocks[layer].get_submodule(self._branch_norm)(made)
+        return found
+
+    @contextmanager
+    def reading(
+        self, layer: int, n: int, heads: Mapping[frozenset[str], Collection[int]], to_heads: Tensor | None, to_mlp: Tensor | None
+    ) -> Iterator[None]:
+        """Let some readers of a block read something else besides, as long as the block lasts and runs on `n * (1 + len(heads))` rows.
+
+        Rows come in groups of n. The first is the run; in each further one the queries, keys or values of a set of letters are made
+        from the changed stream, and the results of that set's heads go into the first. The rest of the further groups is of no use.
+
+        Args:
+            layer: the block.
+            n: rows.
+            heads: for each set of letters, the heads that read the changed stream with them.
+            to_heads: what is added to what those read, `[n, pos, d]`.
+            to_mlp: what is added to what the MLP reads, `[n, pos, d]`; None where it reads what it does.
+        """
+        block, given = self.anatomy.blocks[layer], list(heads.items())
+        norm, mlp_norm = (block.get_submodule(path) for path in (self._modules.attention_norm, self._modules.mlp_norm))
+        changed: list[Tensor] = []
+
+        def note(module: nn.Module, args: tuple[Tensor, ...], _output: Tensor) -> None:
+            assert to_heads is not None
+            changed[:] = [module.forward(args[0][:n] + to_heads)]
+
+        def project(letter: str | None) -> Any:
+            def remade(module: nn.Module, _args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+                other, output = module.forward(changed[0]), output.clone()
+                for number, (letters, _) in enumerate(given, start=1):
+                    mine = output[n * number : n * (number + 1)]
+                    for each in letters if letter is None else letters & {letter}:
+                        self._part(mine, each, letter)[:] = self._part(other, each, letter)
+                return output
+
+            return remade
+
+        def gather(_module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            z = args[0].clone()
+            by_head = z.unflatten(-1, (self.n_heads, -1))
+            for number, (_, chosen) in enumerate(given, start=1):
+                at = torch.tensor(sorted(chosen), device=z.device)
+                by_head[:n, :, at] = by_head[n * number : n * (number + 1), :, at]
+            return (z, *args[1:])
+
+        def to_mlp_too(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            assert to_mlp is not None
+            return torch.cat([module.forward(args[0][:n] + to_mlp), output[n:]])
+
+        with ExitStack() as hooks:
+            if given:
+                hooks.callback(norm.register_forward_hook(note).remove)
+                fused = self._modules.fused is not None
+                for path, letter in zip(self._modules.projections, (None,) if fused else LETTERS, strict=True):
+                    hooks.callback(block.get_submodule(path).register_forward_hook(project(letter)).remove)
+                hooks.callback(self._projection(layer).register_forward_pre_hook(gather).remove)
+            if to_mlp is not None:
+                hooks.callback(mlp_norm.register_forward_hook(to_mlp_too).remove)
+            yield
+
+    def _part(self, output: Tensor, letter: str, alone: str | None) -> Tensor:
+        """Return the queries, keys or values in a projection's output, as a view."""
+        at = LETTERS.index(letter)
+        if alone is not None:
+            return output
+        if self._modules.fused == "thirds":
+            return output.unflatten(-1, (3, -1))[..., at, :]
+        return output.unflatten(-1, (self.n_heads, 3, -1))[..., at, :]
+
+    def _projection(self, layer: int) -> nn.Module:
+        return self._subject.model.get_submodule(self._subject.points[f"blocks.{layer}.attn_z"].module)
