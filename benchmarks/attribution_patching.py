@@ -57,9 +57,8 @@ def main() -> int:
     one, whole = (statistics.median(times[1:]) for times in (passes, sweeps))
     ratio, full_size = whole / one, (asked.layers, asked.d_model, asked.tokens) == (12, 768, 15)
     verdict = f" (aim {AIM:g}: {'met' if ratio <= AIM else 'MISSED'})" if full_size else ""
-    print(
-        f"{asked.component}: {asked.layers * asked.tokens} places in {whole:.3f} s of {asked.clock} time, {ratio:.2f} forward passes{verdict}"
-    )
+    size = f"{asked.component} of {asked.layers} layers at {asked.tokens} positions"
+    print(f"{size}: {whole:.3f} s of {asked.clock} time, {ratio:.2f} forward passes{verdict}")
     return int(full_size and ratio > AIM)
 
 

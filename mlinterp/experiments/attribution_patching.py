@@ -27,7 +27,9 @@ class AttributionPatchingVariables(ActivationPatchingVariables):
         "gradient", description="gradient: the slope at the run that is patched; integrated: its mean on the way between the two runs"
     )
     ig_steps: int = Field(8, ge=1, le=1000, description="integrated: parts of the way, each a forward and a backward pass a layer")
-    check_exact: int = Field(32, ge=0, le=10_000, description="places, drawn at random, that are patched exactly beside their estimate")
+    check_exact: int = Field(
+        32, ge=0, le=10_000, description="places at which the runs differ, drawn at random, that are patched exactly too"
+    )
     joint: int = Field(
         5, ge=2, le=100, description="how many of the largest places are patched together, exactly, beside the sum of estimates"
     )

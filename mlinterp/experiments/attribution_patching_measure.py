@@ -8,7 +8,7 @@ import numpy as np
 
 from mlinterp.determinism import numpy_stream, torch_stream
 from mlinterp.errors import ExperimentError, SpecError
-from mlinterp.experiments.activation_patching_measure import Cell, Sweep, cells_of, columns_of, elsewhere_of, joints_of, ratio_of
+from mlinterp.experiments.activation_patching_measure import Cell, Joint, Sweep, cells_of, columns_of, elsewhere_of, joints_of, ratio_of
 from mlinterp.experiments.activation_patching_measure import changes_of as exact_changes
 from mlinterp.experiments.attribution_patching import AttributionPatchingVariables
 from mlinterp.experiments.base import Context
@@ -76,17 +76,14 @@ def measure(context: Context) -> Estimated:
     draws = [found.random_effects(torch_stream(context.seed, "random_direction", draw)) for draw in range(variables.controls)]
     nulls = np.stack([estimated_changes(each, cells, columns) for each in draws])
     effects = cell_effects(changes, nulls, gaps, variables.n_bootstrap, context.seed)
-    checked, joints = [], []
+    checked: list[Checked] = []
+    joints: list[Joint] = []
     known = [at for at, effect in enumerate(effects) if effect is not None]
     if variables.check_exact and known:
         patcher = Patcher(subject, pairs, where, metric, variables.direction)
-        drawn = np.sort(numpy_stream(context.seed, "check_exact").permutation(known)[: variables.check_exact]).tolist()
-        with context.reporter.task("exact patches", len(drawn) * len(pairs)) as task:
-            exact = exact_changes(patcher, [(cells[at],) for at in drawn], columns, None, task)
-        for number, at in enumerate(drawn):
-            both = [ratio_of(column, gaps) for column in (changes[:, at], exact[:, number])]
-            if both[0] is not None and both[1] is not None:
-                checked.append(Checked(at, both[0], both[1]))
+        lengths = np.nansum(estimated_changes(found.lengths(), cells, columns), axis=0)
+        differing = [at for at in known if lengths[at] > 0]
+        checked = _checked(patcher, differing, cells, columns, changes, gaps, context)
         moved = [patcher.moved(torch_stream(context.seed, "random_direction", draw)) for draw in range(variables.controls)]
         joints = joints_of(patcher, cells, effects, columns, moved, gaps, context)
     clean_first = variables.direction == "noise"
@@ -107,6 +104,19 @@ def measure(context: Context) -> Estimated:
         found.m_source if clean_first else found.m_base,
     )
     return Estimated(sweep, checked, _completeness(found, gaps))
+
+
+def _checked(
+    patcher: Patcher, known: list[int], cells: list[Cell], columns: Columns, changes: np.ndarray, gaps: np.ndarray, context: Context
+) -> list[Checked]:
+    """Patch some of the places at which the two runs differ, drawn at random; where they do not, both ways agree on nothing."""
+    drawn = np.sort(numpy_stream(context.seed, "check_exact").permutation(known)[: context.variables.check_exact]).astype(int).tolist()
+    if not drawn:
+        return []
+    with context.reporter.task("exact patches", len(drawn) * len(patcher.pairs)) as task:
+        exact = exact_changes(patcher, [(cells[at],) for at in drawn], columns, None, task)
+    both = [(at, ratio_of(changes[:, at], gaps), ratio_of(exact[:, number], gaps)) for number, at in enumerate(drawn)]
+    return [Checked(at, one, other) for at, one, other in both if one is not None and other is not None]
 
 
 def _slopes(

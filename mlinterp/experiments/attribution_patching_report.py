@@ -63,7 +63,7 @@ def _agreement(result: ExperimentResult, sweep: Sweep, checked: list[Checked]) -
         | {"miss": each.estimated - each.exact}
         for cell, each in zip(cells, checked, strict=True)
     ]
-    about = "Interventional: places drawn at random, patched exactly beside their estimate (shares of the gap)."
+    about = "Interventional: places at which the runs differ, drawn at random, patched exactly beside their estimate (shares of the gap)."
     result.add_table("agreement", rows, description=about)
     title = "Estimates beside exact patches of the same places"
     figure = Figure(name="agreement", table="agreement", kind="scatter", x="exact", y=["estimated"], series="layer", title=title)

@@ -56,6 +56,10 @@ class Slopes(NamedTuple):
         """Return the first-order change of the metric of each step, layer to float64 `[pair, pos, unit]`."""
         return {layer: _effect(step, self.slopes[layer]) for layer, step in self.steps.items()}
 
+    def lengths(self) -> dict[int, np.ndarray]:
+        """Return how long each step is, layer to float64 `[pair, pos, unit]`."""
+        return {layer: _plain(step.norm(dim=3)) for layer, step in self.steps.items()}
+
     def random_effects(self, generator: torch.Generator) -> dict[int, np.ndarray]:
         """Return what steps of the same lengths in random directions change, by the same slopes, layer to float64 `[pair, pos, unit]`.
 

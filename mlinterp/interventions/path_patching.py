@@ -7,7 +7,8 @@ in the source run,
 
 and nobody else does: every other reader, also of the same block, reads the stream as it is. What follows from the receiver's changed
 output goes on through the whole model. Several senders add up, but heads of one block are projected together, since a norm may follow.
-Several receivers are changed in the same pass. A path to every reader behind a sender is the whole effect of patching the sender.
+Several receivers are changed in the same pass; w' - w stays that of the two untouched runs, also for a sender behind a receiver. A path
+to every reader behind a sender is the whole effect of patching the sender.
 
 Blocks below the first receiver are not run (`replay`). A path on which nothing differs is exactly the base run.
 """

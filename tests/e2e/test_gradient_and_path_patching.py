@@ -60,4 +60,4 @@ def test_both_are_logged_with_their_tables_and_heatmaps(tmp_path: Path) -> None:
 def test_the_benchmark_prints_how_many_forward_passes_the_estimates_cost() -> None:
     sizes = ["--layers", "2", "--d-model", "32", "--heads", "2", "--vocab", "300", "--rounds", "3"]
     printed = subprocess.run([sys.executable, SCRIPT, *sizes], check=True, capture_output=True, text=True).stdout
-    assert re.fullmatch(r"resid_pre: 30 places in \d\.\d+ s of wall time, \d+\.\d+ forward passes\n", printed)
+    assert re.fullmatch(r"resid_pre of 2 layers at 15 positions: \d\.\d+ s of wall time, \d+\.\d+ forward passes\n", printed)

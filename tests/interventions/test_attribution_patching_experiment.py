@@ -93,6 +93,13 @@ def test_too_few_steps_and_poor_agreement_are_warned_of(tmp_path):
     assert any("estimates agree poorly with exact patches" in text for text in result.diagnostics.warnings)
 
 
+def test_places_at_which_the_runs_do_not_differ_are_no_evidence_of_agreement(subject, pairs):
+    """Tokens 2 and 4 differ: no stream does before them, and the first block's input nowhere else."""
+    result = run(subject, pairs=pairs, layers=[0], check_exact=100, untrained=False)
+    assert [row["place"].split()[3] for row in result.tables["agreement"].rows] == ["2", "4"]
+    assert len(result.tables["patches"].rows) == 7
+
+
 @pytest.mark.parametrize("metric", ["kl", "l2", "cosine"])
 def test_a_metric_that_has_no_slope_at_the_clean_run_is_refused(subject, pairs, metric):
     with pytest.raises(
