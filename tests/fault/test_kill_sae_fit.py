@@ -48,6 +48,7 @@ def test_a_killed_fit_on_a_stored_trace_goes_on_to_the_same_bits(lab):
     killed(lab, stage(lab, "batchtopk", "trace", {"activation": "batchtopk"}), [[0.5]])
 
 
+@pytest.mark.slow
 def test_a_killed_stream_of_several_saes_goes_on_to_the_same_bits(lab):
     killed(lab, stage(lab, "several", "stream", SEVERAL), [[0.45], [0.8]])
 

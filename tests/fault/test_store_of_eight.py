@@ -23,6 +23,7 @@ def server(tmp_path):
     server.close()
 
 
+@pytest.mark.slow
 def test_eight_fits_at_once_are_eight_versions_and_the_newest_is_the_candidate(server, tmp_path):
     study = workbench.make(tmp_path)
     workbench.write(study, {"type": "study", "subject": "trm", "steps": workbench.STEPS[:2]})
