@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from prompts import BERT, CAUSAL
 from torch import Tensor
 
 from mlinterp.errors import SpecError
@@ -14,31 +15,7 @@ from mlinterp.subjects.base import Address, Batch
 from mlinterp.subjects.huggingface import HuggingFaceSubject, build
 from mlinterp.subjects.huggingface_config import HuggingFaceConfig
 
-LLAMA = {
-    "hidden_size": 16,
-    "intermediate_size": 24,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 32,
-    "tie_word_embeddings": False,
-}
-GEMMA = {**LLAMA, "head_dim": 4}
-NEOX = {
-    key: LLAMA[key] for key in ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings")
-}
-ARCHITECTURES: dict[str, dict[str, Any]] = {
-    "gpt2": {"model_type": "gpt2", "n_embd": 16, "n_layer": 3, "n_head": 4, "n_positions": 32},
-    "llama": {"model_type": "llama", **LLAMA},
-    "qwen2": {"model_type": "qwen2", **LLAMA},
-    "qwen3": {"model_type": "qwen3", **LLAMA, "head_dim": 4},
-    "gemma": {"model_type": "gemma", **GEMMA},
-    "gemma2": {"model_type": "gemma2", **GEMMA, "query_pre_attn_scalar": 4, "sliding_window": 4},
-    "gemma3_text": {"model_type": "gemma3_text", **GEMMA, "query_pre_attn_scalar": 4, "sliding_window": 4},
-    "gpt_neox": {"model_type": "gpt_neox", **NEOX, "use_parallel_residual": False},
-    "gpt_neox parallel": {"model_type": "gpt_neox", **NEOX, "use_parallel_residual": True},
-    "bert": {"model_type": "bert", **NEOX},
-}
+ARCHITECTURES: dict[str, dict[str, Any]] = {**CAUSAL, "bert": BERT}
 SERIAL = [name for name in ARCHITECTURES if name != "gpt_neox parallel"]
 PRE_NORM = [name for name in SERIAL if name != "bert"]
 INIT = {"initializer_range": 0.3}

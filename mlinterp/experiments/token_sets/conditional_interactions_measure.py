@@ -8,10 +8,16 @@ import numpy as np
 
 from mlinterp.errors import ExperimentError
 from mlinterp.experiments.token_sets.conditional_interactions import ConditionalVariables
-from mlinterp.experiments.token_sets.pairwise_interactions_tables import beside_control, cells, families_of, names, report
+from mlinterp.experiments.token_sets.pairwise_interactions_tables import (
+    beside_control,
+    cells,
+    families_of,
+    interaction_effects,
+    report,
+)
 from mlinterp.result import ExperimentResult
 from mlinterp.subjects.token_sets.table import ContextTable
-from mlinterp.token_sets.effect_table import EffectTable, edited, observed
+from mlinterp.token_sets.effect_table import EffectTable
 from mlinterp.token_sets.effects import Effect
 from mlinterp.token_sets.interactions import (
     Combination,
@@ -20,7 +26,6 @@ from mlinterp.token_sets.interactions import (
     crossed,
     item_of,
     observed_interaction,
-    observed_value,
     random_items,
     signs,
 )
@@ -38,16 +43,7 @@ def measure(lab: Lab, variables: ConditionalVariables) -> ExperimentResult:
 
 def effect_table(lab: Lab, variables: ConditionalVariables) -> EffectTable:
     """Return the three-way interaction of each pair with the modulator, so that it can be measured again."""
-    rows, triples = _triples(lab, variables)
-    labels = [names(triple) for triple in triples]
-    if variables.mode == "interventional":
-        found = crossed(lab, lab.bases(variables.n_contexts, variables.stable_tokens), triples).interaction()[0].T
-        return edited(labels, found, variables.min_n)
-
-    def effects_of(rows: Rows) -> np.ndarray:
-        return np.array([observed_value(rows.post, cells(rows, triple), variables.min_n) for triple in triples])
-
-    return observed(labels, rows, effects_of)
+    return interaction_effects(lab, *_triples(lab, variables), variables)
 
 
 def _triples(lab: Lab, variables: ConditionalVariables) -> tuple[Rows, list[Combination]]:

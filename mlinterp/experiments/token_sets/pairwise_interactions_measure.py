@@ -7,9 +7,15 @@ from typing import Any
 import numpy as np
 
 from mlinterp.experiments.token_sets.pairwise_interactions import InteractionVariables
-from mlinterp.experiments.token_sets.pairwise_interactions_tables import beside_control, cells, families_of, names, report
+from mlinterp.experiments.token_sets.pairwise_interactions_tables import (
+    beside_control,
+    cells,
+    families_of,
+    interaction_effects,
+    report,
+)
 from mlinterp.result import ExperimentResult, Figure
-from mlinterp.token_sets.effect_table import EffectTable, edited, observed
+from mlinterp.token_sets.effect_table import EffectTable
 from mlinterp.token_sets.effects import Effect
 from mlinterp.token_sets.interactions import (
     Combination,
@@ -17,7 +23,6 @@ from mlinterp.token_sets.interactions import (
     combinations,
     crossed,
     observed_interaction,
-    observed_value,
     random_items,
 )
 from mlinterp.token_sets.itemsets import enrichment_p
@@ -60,16 +65,7 @@ def _add_matrix(result: ExperimentResult, column: str) -> None:
 
 def effect_table(lab: Lab, variables: InteractionVariables) -> EffectTable:
     """Return the interaction of each pair, so that it can be measured again."""
-    rows, pairs = _pairs(lab, variables)
-    labels = [names(pair) for pair in pairs]
-    if variables.mode == "interventional":
-        found = crossed(lab, lab.bases(variables.n_contexts, variables.stable_tokens), pairs).interaction()[0].T
-        return edited(labels, found, variables.min_n)
-
-    def effects_of(rows: Rows) -> np.ndarray:
-        return np.array([observed_value(rows.post, cells(rows, pair), variables.min_n) for pair in pairs])
-
-    return observed(labels, rows, effects_of)
+    return interaction_effects(lab, *_pairs(lab, variables), variables)
 
 
 def _pairs(lab: Lab, variables: InteractionVariables) -> tuple[Rows, list[Combination]]:

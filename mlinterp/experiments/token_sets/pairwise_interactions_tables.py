@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from mlinterp.experiments.token_sets.pairwise_interactions import InteractionVariables
 from mlinterp.result import ExperimentResult, Figure
-from mlinterp.token_sets.effect_table import column_means
+from mlinterp.token_sets.effect_table import EffectTable, column_means, edited, observed
 from mlinterp.token_sets.effects import NOTHING, Effect, mean_effect
-from mlinterp.token_sets.interactions import Combination
+from mlinterp.token_sets.interactions import Combination, crossed, observed_value
 from mlinterp.token_sets.lab import Lab
 from mlinterp.token_sets.slicing import Rows
 from mlinterp.token_sets.telling import adjust, flag_artefacts, judge, status
@@ -32,6 +33,19 @@ def families_of(lab: Lab, tokens: Sequence[str]) -> set[str]:
 def cells(rows: Rows, combination: Combination) -> np.ndarray:
     """Return which contexts hold each item, bool `[n, size]`."""
     return np.column_stack([item.held(rows.table) for item in combination])
+
+
+def interaction_effects(lab: Lab, rows: Rows, wanted: Sequence[Combination], variables: InteractionVariables) -> EffectTable:
+    """Return the interaction of each combination, so that it can be measured again."""
+    labels = [names(combination) for combination in wanted]
+    if variables.mode == "interventional":
+        found = crossed(lab, lab.bases(variables.n_contexts, variables.stable_tokens), wanted).interaction()[0].T
+        return edited(labels, found, variables.min_n)
+
+    def effects_of(rows: Rows) -> np.ndarray:
+        return np.array([observed_value(rows.post, cells(rows, combination), variables.min_n) for combination in wanted])
+
+    return observed(labels, rows, effects_of)
 
 
 def beside_control(own: np.ndarray, pre: np.ndarray, control: np.ndarray, min_n: int) -> tuple[dict[str, Any], Effect]:
