@@ -11,21 +11,17 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, StringConstraints, model_validator
 
 from mlinterp.experiments.base import Context, Experiment, Variables
-from mlinterp.interventions.metrics import MetricRegistry
+from mlinterp.experiments.pair_variables import PatchVariables, check_metric
 from mlinterp.interventions.patch_names import COMPONENTS, refuse_unknown
 from mlinterp.result import ExperimentResult
 from mlinterp.spec import Spec
-from mlinterp.subjects.pairs_declared import Align, PairsVariable, PromptPair
 
 Number = Annotated[int, Field(ge=0)]
 
 
-class ActivationPatchingVariables(Variables):
+class ActivationPatchingVariables(PatchVariables):
     """Which activations are patched between which prompts, and what is measured."""
 
-    pairs: PairsVariable = Field(
-        description="clean and corrupted prompts with their answers, or a .jsonl file of the project that holds them"
-    )
     component: Annotated[str, StringConstraints(max_length=200)] = Field(
         "resid_pre", description=f"what is patched: {', '.join(COMPONENTS)}, or module:PATH"
     )
@@ -37,19 +33,7 @@ class ActivationPatchingVariables(Variables):
     )
     heads: list[Number] | None = Field(None, min_length=1, description="attn_head: which heads, all where left out")
     neurons: list[Number] | None = Field(None, min_length=1, description="mlp_neuron: which neurons, all where left out")
-    metric: Annotated[str, StringConstraints(max_length=300)] = Field(
-        "logit_diff", description="logit_diff, prob, ce_diff, kl, l2, cosine, or a function of the project, FILE.py:FUNCTION"
-    )
-    direction: Literal["denoise", "noise"] = Field(
-        "denoise", description="denoise: clean activations into the corrupted run (what suffices); noise: the reverse (what is needed)"
-    )
-    align: Align | None = Field(
-        None, description="which positions of prompts of unequal length belong together: end or start; refused where left out"
-    )
-    controls: int = Field(3, ge=2, le=50, description="draws of norm-matched random directions, each of which is another sweep")
-    untrained: bool = Field(True, description="whether the sweep is run on the same model with random weights too")
     joint: int = Field(5, ge=2, le=100, description="how many of the largest places are patched together, to see what single patches hide")
-    n_bootstrap: int = Field(2000, ge=100, le=100_000, description="resamples of each interval")
     batch_size: int = Field(
         256, ge=1, le=65_536, description="patches a batch; one that does not fit in memory is split. It changes the last digits of float32"
     )
@@ -80,17 +64,6 @@ def check(_spec: Spec, variables: Variables, _roles: Collection[str]) -> None:
     assert isinstance(variables, ActivationPatchingVariables)
     refuse_unknown(variables.component)
     check_metric(variables.metric, variables.pairs)
-
-
-def check_metric(name: str, pairs: list[PromptPair] | str) -> None:
-    """Refuse an unknown metric by name, and, where the pairs are in the spec, one that lacks a token the metric needs."""
-    if ".py:" in name:
-        return
-    metric = MetricRegistry().get(name)
-    if not isinstance(pairs, str):
-        for token in metric.needs:
-            missing = next((pair.id or str(at) for at, pair in enumerate(pairs) if getattr(pair, token) is None), None)
-            metric.require({token: missing})
 
 
 def run(context: Context) -> ExperimentResult:

@@ -9,14 +9,13 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import Field, model_validator
 
 from mlinterp.errors import SpecError
 from mlinterp.experiments.base import Context, Experiment, Variables
-from mlinterp.interventions.metrics import MetricRegistry
+from mlinterp.experiments.pair_variables import PairVariables, check_metric
 from mlinterp.result import ExperimentResult
 from mlinterp.spec import Spec
-from mlinterp.subjects.pairs_declared import PairsVariable
 
 CIRCUIT = "circuit.json"
 """The found circuit, as a file."""
@@ -24,12 +23,9 @@ FLAT_AT_CLEAN = ("kl", "l2", "cosine")
 """Metrics that are largest in the clean run: their gradient vanishes there."""
 
 
-class CircuitDiscoveryVariables(Variables):
+class CircuitDiscoveryVariables(PairVariables):
     """Which behaviour the circuit is of, how it is searched, and how it is judged."""
 
-    pairs: PairsVariable = Field(
-        description="clean and corrupted prompts of as many tokens with their answers, or a .jsonl file of the project that holds them"
-    )
     method: Literal["eap", "eap_ig", "acdc"] = Field(
         "eap_ig",
         description="eap: gradients in the clean run; eap_ig: their mean along the way from the ablated to the clean embedding; acdc: "
@@ -38,9 +34,6 @@ class CircuitDiscoveryVariables(Variables):
     ablation: Literal["resample", "zero", "mean"] = Field(
         "resample",
         description="what stands in the place of a cut edge: the corrupted run's write, nothing, or its mean over the corrupted prompts",
-    )
-    metric: Annotated[str, StringConstraints(max_length=300)] = Field(
-        "logit_diff", description="logit_diff, prob, ce_diff, kl, l2, cosine, or a function of the project, FILE.py:FUNCTION"
     )
     ig_steps: int = Field(20, ge=2, le=1000, description="eap_ig: points of the way on which gradients are taken")
     threshold: float = Field(
@@ -58,7 +51,6 @@ class CircuitDiscoveryVariables(Variables):
     held_out: float = Field(0.5, gt=0, lt=1, description="share of the pairs that judge the circuit and do not choose it")
     random_circuits: int = Field(5, ge=2, le=100, description="random circuits of each size that faithfulness is compared with")
     exact: int = Field(32, ge=2, le=1000, description="largest edges that are cut by themselves too, to see how good their scores are")
-    n_bootstrap: int = Field(2000, ge=100, le=100_000, description="resamples of each interval")
     batch_size: int = Field(
         64, ge=1, le=65_536, description="runs a batch; one that does not fit in memory is split. It changes the last digits of float32"
     )
@@ -81,13 +73,7 @@ def check(_spec: Spec, variables: Variables, _roles: Collection[str]) -> None:
             field="variables.metric",
             allowed="method: eap_ig or acdc, or another metric",
         )
-    if ".py:" in variables.metric:
-        return
-    metric = MetricRegistry().get(variables.metric)
-    if not isinstance(variables.pairs, str):
-        for token in metric.needs:
-            missing = next((pair.id or str(at) for at, pair in enumerate(variables.pairs) if getattr(pair, token) is None), None)
-            metric.require({token: missing})
+    check_metric(variables.metric, variables.pairs)
 
 
 def run(context: Context) -> ExperimentResult:

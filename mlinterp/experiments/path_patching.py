@@ -12,21 +12,18 @@ from pydantic import Field, StringConstraints, model_validator
 
 from mlinterp.experiments import activation_patching
 from mlinterp.experiments.base import Context, Experiment, Variables
+from mlinterp.experiments.pair_variables import PatchVariables, check_metric
 from mlinterp.interventions.path_patching_names import receiver, sender
 from mlinterp.result import ExperimentResult
 from mlinterp.spec import Spec
-from mlinterp.subjects.pairs_declared import Align, PairsVariable
 
 Name = Annotated[str, StringConstraints(min_length=1, max_length=80)]
 Group = Annotated[list[Name], Field(min_length=1, max_length=1000)]
 
 
-class PathPatchingVariables(Variables):
+class PathPatchingVariables(PatchVariables):
     """Which paths are patched between which prompts, and what is measured."""
 
-    pairs: PairsVariable = Field(
-        description="clean and corrupted prompts with their answers, or a .jsonl file of the project that holds them"
-    )
     senders: list[Name | Group] | None = Field(
         None,
         min_length=1,
@@ -41,18 +38,6 @@ class PathPatchingVariables(Variables):
     positions: Literal["each", "all", "answer"] | list[int] = Field(
         "all", description="where the path begins: all positions at once, each by itself, the last token (answer), or position numbers"
     )
-    metric: Annotated[str, StringConstraints(max_length=300)] = Field(
-        "logit_diff", description="logit_diff, prob, ce_diff, kl, l2, cosine, or a function of the project, FILE.py:FUNCTION"
-    )
-    direction: Literal["denoise", "noise"] = Field(
-        "denoise", description="denoise: what the clean run's senders write into the corrupted run (what suffices); noise: the reverse"
-    )
-    align: Align | None = Field(
-        None, description="which positions of prompts of unequal length belong together: end or start; refused where left out"
-    )
-    controls: int = Field(3, ge=2, le=50, description="draws of norm-matched random directions, each of which is another sweep")
-    untrained: bool = Field(True, description="whether the sweep is run on the same model with random weights too")
-    n_bootstrap: int = Field(2000, ge=100, le=100_000, description="resamples of each interval")
     batch_size: int = Field(
         256, ge=1, le=65_536, description="paths a batch; one that does not fit in memory is halved. It changes the last digits of float32"
     )
@@ -80,7 +65,7 @@ def check(_spec: Spec, variables: Variables, _roles: Collection[str]) -> None:
         for group in groups:
             for name in members(group):
                 read(name, f"variables.{field}")
-    activation_patching.check_metric(variables.metric, variables.pairs)
+    check_metric(variables.metric, variables.pairs)
 
 
 def run(context: Context) -> ExperimentResult:
