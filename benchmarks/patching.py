@@ -1,12 +1,12 @@
-"""How fast exact activation patching is, beside TransformerLens's `patching.get_act_patch_*` and a plain loop of hooks.
+"""How fast exact activation patching is, beside TransformerLens's `patching.get_act_patch_*`, nnsight and a plain loop of hooks.
 
     python benchmarks/patching.py                     GPT-2's shape, 12 layers, 15 tokens: 1 minute on one core
     python benchmarks/patching.py --layers 3 --d-model 64 --heads 4 --vocab 500 --share 1 --rounds 3
 
 Same weights, one process. Every contestant patches the clean run into the corrupted one, place by place, and reads the logit difference
 at the last token. The loops take `--share` of the places, drawn by seed, and their time is scaled up; their values must equal ours to
-1e-4. benchmarks/README.md says how to set up TransformerLens; without it the hook loop stands alone. The exit code is 1 where values
-differ or an aim is missed at full size.
+1e-4; nnsight patches the residual stream alone. benchmarks/README.md says how to set the peers up; one that cannot be imported is left out.
+The exit code is 1 where values differ or an aim is missed at full size.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -28,9 +29,19 @@ if TYPE_CHECKING:
     from mlinterp.subjects.huggingface import HuggingFaceSubject
     from mlinterp.subjects.pairs import Pairs
 
-COMPONENTS = {"resid_pre": "get_act_patch_resid_pre", "attn_out": "get_act_patch_attn_out", "mlp_out": "get_act_patch_mlp_out"}
-COMPONENTS |= {"resid_mid": "get_act_patch_resid_mid", "attn_head": "get_act_patch_attn_head_out_all_pos"}
-"""What is patched, and TransformerLens's function for it; heads are patched at all positions at once."""
+
+class Sweep(NamedTuple):
+    """What is patched: our component, TransformerLens's function for it, and what a place is counted by."""
+
+    component: str
+    function: str
+    place: tuple[str, ...] = ("layer", "pos")
+
+
+COMPONENTS = {name: Sweep(name, f"get_act_patch_{name}") for name in ("resid_pre", "resid_mid", "attn_out", "mlp_out")}
+COMPONENTS["attn_head"] = Sweep("attn_head", "get_act_patch_attn_head_out_all_pos", ("layer", "head"))
+COMPONENTS["attn_head_by_pos"] = Sweep("attn_head", "get_act_patch_attn_head_out_by_pos", ("layer", "pos", "head"))
+"""All that TransformerLens patches and that is a component of ours."""
 AIMS = {"TransformerLens": 28.0, "hook loop": 12.0}
 """Of resid_pre at full size."""
 TOLERANCE = 1e-4
@@ -40,7 +51,7 @@ class Timed(NamedTuple):
     """One contestant's sweep: seconds for all places, and the metric at those it measured."""
 
     seconds: float
-    values: dict[tuple[int, int], float]
+    values: dict[tuple[int, ...], float]
 
 
 def arguments() -> argparse.Namespace:
@@ -99,10 +110,10 @@ def clock(asked: argparse.Namespace) -> Callable[[], float]:
     return time.process_time if asked.clock == "cpu" else time.perf_counter
 
 
-def grid(component: str, asked: argparse.Namespace) -> list[tuple[int, int]]:
-    """Return every place: (layer, position), or (layer, head)."""
-    columns = asked.heads if component == "attn_head" else asked.tokens
-    return [(layer, column) for layer in range(asked.layers) for column in range(columns)]
+def grid(component: str, asked: argparse.Namespace) -> list[tuple[int, ...]]:
+    """Return every place, such as (layer, position), or (layer, head)."""
+    sizes = {"layer": asked.layers, "pos": asked.tokens, "head": asked.heads}
+    return list(product(*(range(sizes[name]) for name in COMPONENTS[component].place)))
 
 
 def ours(subject: HuggingFaceSubject, pairs: Pairs, component: str, asked: argparse.Namespace) -> Timed:
@@ -111,11 +122,12 @@ def ours(subject: HuggingFaceSubject, pairs: Pairs, component: str, asked: argpa
     from mlinterp.interventions.patch_places import places
     from mlinterp.interventions.patching import Edit, Patch, Patcher
 
-    now, where = clock(asked), places(subject, component)
-    heads, all_places = component == "attn_head", grid(component, asked)
+    swept = COMPONENTS[component]
+    now, where, all_places = clock(asked), places(subject, swept.component), grid(component, asked)
     started = now()
     patcher = Patcher(subject, pairs, where, MetricRegistry().get("logit_diff"))
-    patches: list[Patch] = [Patch(0, (Edit(at[0], None, at[1]) if heads else Edit(*at),)) for at in all_places]
+    named = [dict(zip(swept.place, at, strict=True)) for at in all_places]
+    patches: list[Patch] = [Patch(0, (Edit(at["layer"], at.get("pos"), at.get("head")),)) for at in named]
     values = patcher.metrics(patches)
     seconds = now() - started
     if not patcher.replayed:
@@ -123,14 +135,15 @@ def ours(subject: HuggingFaceSubject, pairs: Pairs, component: str, asked: argpa
     return Timed(seconds, dict(zip(all_places, values.tolist(), strict=True)))
 
 
-def hook_loop(subject: HuggingFaceSubject, pairs: Pairs, component: str, some: list[tuple[int, int]], asked: argparse.Namespace) -> Timed:
+def hook_loop(subject: HuggingFaceSubject, pairs: Pairs, component: str, some: list[tuple[int, ...]], asked: argparse.Namespace) -> Timed:
     """Time one full forward pass a place, with a hook that puts the clean activation in place."""
     import torch
 
     from mlinterp.interventions.patch_places import places
     from mlinterp.subjects.base import Address
 
-    now, where, seen = clock(asked), places(subject, component), dict[str, torch.Tensor]()
+    swept = COMPONENTS[component]
+    now, where, seen = clock(asked), places(subject, swept.component), dict[str, torch.Tensor]()
     clean, corrupted = pairs.clean.take([0]), pairs.corrupted.take([0])
 
     def keep(address: Address, h: torch.Tensor) -> torch.Tensor:
@@ -141,19 +154,21 @@ def hook_loop(subject: HuggingFaceSubject, pairs: Pairs, component: str, some: l
     with torch.no_grad():
         subject.forward(clean, keep, list(where.sites.values()))
         started = now()
-        for layer, column in some:
+        for at in some:
+            named = dict(zip(swept.place, at, strict=True))
+            column, unit = (slice(None) if named.get(name) is None else named[name] for name in ("pos", "head"))
+            units = asked.heads if "head" in named else 1
 
-            def put(address: Address, h: torch.Tensor, column: int = column) -> torch.Tensor:
+            def put(
+                address: Address, h: torch.Tensor, column: int | slice = column, unit: int | slice = unit, units: int = units
+            ) -> torch.Tensor:
                 h = h.clone()
-                if component == "attn_head":
-                    h.unflatten(2, (asked.heads, -1))[:, :, column] = seen[address.site].unflatten(2, (asked.heads, -1))[:, :, column]
-                else:
-                    h[:, column] = seen[address.site][:, column]
+                h.unflatten(2, (units, -1))[:, column, unit] = seen[address.site].unflatten(2, (units, -1))[:, column, unit]
                 return h
 
-            outputs = subject.forward(corrupted, put, [where.sites[layer]])
+            outputs = subject.forward(corrupted, put, [where.sites[named["layer"]]])
             assert outputs is not None
-            values[layer, column] = float(outputs.logits[0, -1, 1] - outputs.logits[0, -1, 2])
+            values[at] = float(outputs.logits[0, -1, 1] - outputs.logits[0, -1, 2])
         seconds = now() - started
     return Timed(seconds / len(some) * len(grid(component, asked)), values)
 
@@ -184,7 +199,7 @@ def transformer_lens(subject: HuggingFaceSubject, asked: argparse.Namespace) -> 
     return model
 
 
-def lens_sweep(model: Any, pairs: Pairs, component: str, some: list[tuple[int, int]], asked: argparse.Namespace) -> Timed:
+def lens_sweep(model: Any, pairs: Pairs, component: str, some: list[tuple[int, ...]], asked: argparse.Namespace) -> Timed:
     """Time TransformerLens on some places."""
     import pandas as pd
     import torch
@@ -193,13 +208,43 @@ def lens_sweep(model: Any, pairs: Pairs, component: str, some: list[tuple[int, i
     now = clock(asked)
     with torch.no_grad():
         _, cache = model.run_with_cache(pairs.clean.inputs)
-        frame: pd.DataFrame = pd.DataFrame(some, columns=["layer", "head" if component == "attn_head" else "pos"])
-        whole = getattr(patching, COMPONENTS[component])
+        frame: pd.DataFrame = pd.DataFrame(some, columns=list(COMPONENTS[component].place))
+        whole = getattr(patching, COMPONENTS[component].function)
         kept = {name: whole.keywords[name] for name in ("patch_setter", "activation_name")}
         started = now()
         found = whole.func(model, pairs.corrupted.inputs, cache, lambda logits: logits[0, -1, 1] - logits[0, -1, 2], index_df=frame, **kept)
         seconds = now() - started
     return Timed(seconds / len(some) * len(grid(component, asked)), dict(zip(some, found.tolist(), strict=True)))
+
+
+def nnsight_sweep(subject: HuggingFaceSubject, pairs: Pairs, some: list[tuple[int, ...]], asked: argparse.Namespace) -> Timed:
+    """Time nnsight on some places of the residual stream, one traced forward pass each."""
+    import torch
+    from nnsight import NNsight
+
+    now, values = clock(asked), dict[tuple[int, ...], float]()
+    with torch.no_grad():
+        model = NNsight(subject.model)
+        with model.trace(pairs.clean.inputs):
+            clean = [block.input.save() for block in model.transformer.h]
+        started = now()
+        for layer, column in some:
+            with model.trace(pairs.corrupted.inputs):
+                model.transformer.h[layer].input[:, column] = clean[layer].value[:, column]
+                logits = model.output.logits[0, -1].save()
+            values[layer, column] = float(logits.value[1] - logits.value[2])
+        seconds = now() - started
+    return Timed(seconds / len(some) * len(grid("resid_pre", asked)), values)
+
+
+def has_nnsight() -> bool:
+    """Whether nnsight can be imported; says so where it cannot."""
+    try:
+        import nnsight  # noqa: F401
+    except ImportError as error:
+        print(f"nnsight is left out: {error}")
+        return False
+    return True
 
 
 def main() -> int:
@@ -210,7 +255,7 @@ def main() -> int:
 
     torch.set_num_threads(asked.threads)
     subject = subject_of(asked)
-    pairs, lens = pairs_of(subject, asked), transformer_lens(subject, asked)
+    pairs, lens, nnsight = pairs_of(subject, asked), transformer_lens(subject, asked), has_nnsight()
     failed, figures = False, dict[str, Any]()
     full_size = (asked.layers, asked.d_model, asked.tokens) == (12, 768, 15)
     for component in asked.components:
@@ -220,6 +265,8 @@ def main() -> int:
         others = {"hook loop": lambda: hook_loop(subject, pairs, component, some, asked)}  # noqa: B023 - called before the loop goes on
         if lens is not None:
             others["TransformerLens"] = lambda: lens_sweep(lens, pairs, component, some, asked)  # noqa: B023
+        if nnsight and component == "resid_pre":
+            others["nnsight"] = lambda: nnsight_sweep(subject, pairs, some, asked)  # noqa: B023
         mine = [ours(subject, pairs, component, asked) for _ in range(asked.rounds + 1)][1:]
         median = statistics.median(timed.seconds for timed in mine)
         print(f"{component}: {len(every)} patches in {median:.2f} s of {asked.clock} time")
@@ -228,7 +275,7 @@ def main() -> int:
             theirs = [sweep() for _ in range(asked.rounds)]
             ratio = statistics.median(timed.seconds for timed in theirs) / median
             apart = max(abs(mine[0].values[at] - value) for timed in theirs for at, value in timed.values.items())
-            aim = AIMS[name] if full_size and component == "resid_pre" else None
+            aim = AIMS.get(name) if full_size and component == "resid_pre" else None
             verdict = "" if aim is None else f" (aim {aim:g}: {'met' if ratio >= aim else 'MISSED'})"
             print(f"  {name:16} {ratio:6.1f} times as long on {len(some)} of them{verdict}; largest difference {apart:.1e}")
             failed |= apart > TOLERANCE or (aim is not None and ratio < aim)

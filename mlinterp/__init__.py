@@ -7,6 +7,8 @@ Every interpretability question is a spec; every spec is an MLflow run; every ru
     summary = mlinterp.run_spec("projects/trm_sudoku/study.yaml")
     sae = mlinterp.load_sae("models:/trm_sudoku.trm4.z_L@candidate")
     codes = sae.encode(activations)
+    found = mlinterp.activation_patching("gpt", pairs="pairs.jsonl")  # every experiment type is a function of its name
+    found = mlinterp.workflows.behavior_localization("gpt", "pairs.jsonl")
 
 Importing this package imports nothing heavy; each name below is loaded when it is first used.
 """
@@ -14,9 +16,12 @@ Importing this package imports nothing heavy; each name below is loaded when it 
 from __future__ import annotations
 
 from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mlinterp import workflows
+    from mlinterp.analysis import AnalysisResult
     from mlinterp.api import (
         add_hypothesis,
         close_hypothesis,
@@ -56,6 +61,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "AnalysisResult",
     "ExperimentResult",
     "ExperimentSpec",
     "ExperimentType",
@@ -93,9 +99,11 @@ __all__ = [
     "supersede_hypothesis",
     "validate_spec",
     "verify_run",
+    "workflows",
 ]
 
 _HOME = {
+    "AnalysisResult": "mlinterp.analysis",
     "ExperimentResult": "mlinterp.result",
     "MetricRegistry": "mlinterp.interventions.metrics",
     "Spec": "mlinterp.spec",
@@ -106,10 +114,14 @@ _HOME = {
 
 
 def __getattr__(name: str) -> Any:
-    if name not in __all__:
-        raise AttributeError(f"module 'mlinterp' has no attribute '{name}'")
-    return getattr(import_module(_HOME.get(name, "mlinterp.api")), name)
+    if name == "workflows":
+        return import_module("mlinterp.workflows")
+    if name in __all__:
+        return getattr(import_module(_HOME.get(name, "mlinterp.api")), name)
+    if not name.startswith("_") and find_spec(f"mlinterp.{name}") is None and name in import_module("mlinterp.experiments.catalog").names():
+        return import_module("mlinterp.type_functions").type_function(name)
+    raise AttributeError(f"module 'mlinterp' has no attribute '{name}'")
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+    return sorted({*globals(), *__all__, *import_module("mlinterp.experiments.catalog").experiments()})

@@ -29,6 +29,7 @@ from mlinterp.spec import Spec
 from mlinterp.terminal import TerminalReporter, show_lines, show_summary, show_table
 from mlinterp.token_set_commands import add_token_set_commands
 from mlinterp.type_pages import show_type, show_types
+from mlinterp.workflow_commands import add_workflow_commands
 
 if TYPE_CHECKING:
     from mlinterp.execution.summary import RunSummary
@@ -296,6 +297,7 @@ def _type_names() -> list[str]:
 for _experiment in catalog.experiments().values():
     add_experiment_command(app, _experiment, _run_built)
 add_token_set_commands(app, _run_built)
+add_workflow_commands(app, _run_built)
 add_sae_commands(app)
 add_hypothesis_commands(app)
 add_evidence_commands(app)

@@ -44,12 +44,13 @@ def means(scores: Mapping[str, PerExample], seed: int) -> dict[str, Estimate]:
     """
     found = {name: share(round(score.value * len(score.total)), len(score.total)) for name, score in scores.items() if _is_plain(score)}
     rest = {name: score for name, score in scores.items() if name not in found and score.weight.sum() != 0}
-    if rest:
-        columns = [np.column_stack(part) for part in zip(*(score[:2] for score in rest.values()), strict=True)]
+    for n in dict.fromkeys(len(score.total) for score in rest.values()):  # scores of other examples are resampled apart
+        alike = {name: score for name, score in rest.items() if len(score.total) == n}
+        columns = [np.column_stack(part) for part in zip(*(score[:2] for score in alike.values()), strict=True)]
         intervals = bootstrap_ratios(columns[0], columns[1], level=LEVEL, rng=numpy_stream(seed, "estimates"))
         found |= {
-            name: Estimate(value=at.estimate, **bounds(at), level=LEVEL, n=len(columns[0]), interval="bootstrap over examples")
-            for name, at in zip(rest, intervals, strict=True)
+            name: Estimate(value=at.estimate, **bounds(at), level=LEVEL, n=n, interval="bootstrap over examples")
+            for name, at in zip(alike, intervals, strict=True)
         }
     return {name: found[name] for name in scores if name in found}
 

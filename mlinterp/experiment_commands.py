@@ -18,7 +18,7 @@ from pydantic.fields import FieldInfo
 from mlinterp.errors import SpecError
 from mlinterp.experiments.base import Experiment
 from mlinterp.io.specfile import parse_value
-from mlinterp.project import Project, choose_project, override, parse_spec
+from mlinterp.project import Project, choose_project, override, parse_spec, project_names
 from mlinterp.refusals import bounds
 from mlinterp.spec import Spec
 
@@ -39,7 +39,14 @@ QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progre
 _ENVELOPE: dict[str, Any] = {
     "subject": Annotated[str | None, typer.Option("--subject", help="A subject of the project.", rich_help_panel="Spec")],
     "project": Annotated[
-        str | None, typer.Option("--project", help="The project's folder, or its name below projects/.", rich_help_panel="Spec")
+        str | None,
+        typer.Option(
+            "--project",
+            "-p",
+            help="The project's folder, or its name below projects/.",
+            rich_help_panel="Spec",
+            autocompletion=project_names,
+        ),
     ],
     "input": Annotated[
         list[str] | None,
@@ -144,13 +151,16 @@ def option_help(info: FieldInfo, default: str | None = None) -> str:
 
 
 def _shape(annotation: Any) -> Any:
-    """Return the option's type: a scalar, a choice of texts, or a list; text for a mixture of scalars; None for a block."""
+    """Return the option's type: a scalar, a choice of texts, or a list; text, read as YAML, for a mixture with a scalar; else None."""
     members = _members(annotation)
     if len(members) == 1 and typing.get_origin(members[0]) is list:
         inner = _shape((typing.get_args(members[0]) or (Any,))[0])
         return list[inner] if inner in _SCALARS else None  # type: ignore[valid-type]
-    if not members or not all(member in _SCALARS or typing.get_origin(member) is Literal for member in members):
+    plain = [member for member in members if member in _SCALARS or typing.get_origin(member) is Literal]
+    if not plain:
         return None
+    if len(plain) < len(members):
+        return str
     if len(members) == 1 and members[0] in _SCALARS:
         return members[0]
     choices = [value for member in members if typing.get_origin(member) is Literal for value in typing.get_args(member)]
@@ -187,5 +197,5 @@ def _example(experiment: Experiment, options: Mapping[str, Any]) -> str:
         if name in options and isinstance(value, str | int | float) and not isinstance(value, bool):
             words.append(f"{flag} {value}")
         elif name in options and isinstance(value, list):
-            words += [f"{flag} {item}" for item in value]
+            words += [f"{flag} {name}.jsonl"] if isinstance(value[0], dict) else [f"{flag} {item}" for item in value]
     return " ".join(words)

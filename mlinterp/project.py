@@ -107,6 +107,10 @@ class Project(Frozen):
         found: dict[str, str] = self.subject_config(name).get("inputs", {})
         return found
 
+    def starts_untrained(self, name: str) -> bool | None:
+        """Return whether a subject's weights are random where no input brings trained ones; None where its settings do not say."""
+        return getattr(self._config(name), "initial_weights", None)
+
     def token_set_subjects(self) -> list[str]:
         """Return the names of the subjects whose input is a set of tokens, in their order."""
         return [name for name, config in self._configs.items() if getattr(config, "kind", None) == "token_set"]

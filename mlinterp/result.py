@@ -55,12 +55,13 @@ class Figure(_Part):
 
     `line`, `scatter` and `bar` draw each column of `y` against `x` (one series for each value of `series` where given), with
     `low`/`high` as the interval; `heatmap` draws `y[0]` over `x` (columns) and `series` (rows); `histogram` counts `x`; `parallel` draws
-    a line for each row across upright axes, `x` and then each of `y`, coloured by the last.
+    a line for each row across upright axes, `x` and then each of `y`, coloured by the last; `graph` draws a line for each row, from `x`
+    to `series`, as wide as `y[0]`.
     """
 
     name: str = Field(pattern=r"^[a-z0-9_]{1,64}$")
     table: str
-    kind: Literal["line", "scatter", "bar", "heatmap", "histogram", "parallel"]
+    kind: Literal["line", "scatter", "bar", "heatmap", "histogram", "parallel", "graph"]
     x: str
     y: list[str] = []
     series: str | None = None
@@ -73,6 +74,10 @@ class Figure(_Part):
     log_y: bool = False
     reference: float | None = None
     """A line to compare with, upright in a histogram: a control, a chance level."""
+    value_label: str = ""
+    """What the colours of a heatmap show, with its unit; the column's name where left out."""
+    full: float | None = None
+    """The value of a heatmap's strongest colour where it is known beforehand, as 1 of a share: colours then begin at 0."""
 
 
 class Estimate(_Part):
@@ -206,6 +211,11 @@ class ExperimentResult(_Part):
         found = self.numbers()
         name = metric if metric in found else metric.replace(".", "/", 1)
         return (name, found[name]) if name in found else None
+
+    def sentences(self) -> list[str]:
+        """Return what the steps of a study say, from its table `narrative`; empty where there is none."""
+        rows = self.tables["narrative"].rows if "narrative" in self.tables else []
+        return [f"{row['step']} ({row['mode']}): {row['sentence']}" for row in rows]
 
     def get_summary(self) -> str:
         """Return the result in a few lines of text."""

@@ -189,16 +189,22 @@ def work(
 
     keep_freed_memory()
     settle(spec.seed, session.threads)
+    built = cache(lambda: load_subject(spec, session.project, plan.inputs))
     context = Context(
         spec=spec,
         variables=plan.variables,
         workdir=workdir,
-        load_subject=cache(lambda: load_subject(spec, session.project, plan.inputs)),
+        load_subject=built,
         inputs=plan.inputs,
         reporter=recorder.reporting(session.reporter),
         root=session.project.root,
     )
-    return plan.experiment.run(context), []
+    result = plan.experiment.run(context)
+    takes_weights = "subject" in plan.experiment.inputs and "subject" not in plan.inputs
+    if takes_weights and spec.subject is not None and built.cache_info().currsize and session.project.starts_untrained(spec.subject):
+        warning = f"'{spec.subject}' has random weights here: without inputs.subject it is the model before any training"
+        result.diagnostics.warnings.append(warning)
+    return result, []
 
 
 def load_subject(spec: Spec, project: Project, inputs: Mapping[str, ResolvedInput]) -> Subject:

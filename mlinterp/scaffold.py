@@ -91,10 +91,19 @@ def _filled(experiment: Experiment, project: Project | None) -> dict[str, Any]:
         if of_token_sets:
             data = _in_words_of(project.data_package(data["subject"]).vocabulary, data)
     needed = {role: "latest" for role, required in experiment.inputs.items() if required}
-    if needed:
-        data["inputs"] = {**needed, **data.get("inputs", {})}
+    inputs = {**needed, **data.pop("inputs", {}), **_weights(experiment, project, data.get("subject"))}
+    if inputs := {role: reference for role, reference in inputs.items() if reference is not None}:
+        data["inputs"] = inputs
     order = [key for key in ("subject", "feature_id", "hypothesis", "inputs") if key in data]
     return {key: data[key] for key in [*order, *(key for key in data if key not in order)]}
+
+
+def _weights(experiment: Experiment, project: Project | None, subject: str | None) -> dict[str, str | None]:
+    """Return where an example takes its subject's weights from: the latest fit where it begins untrained, None where it does not."""
+    if experiment.inputs.get("subject") is not False or project is None or subject not in project.subjects:
+        return {}
+    untrained = project.starts_untrained(subject)
+    return {} if untrained is None else {"subject": "latest" if untrained else None}
 
 
 def _in_words_of(vocabulary: Vocabulary, example: Any) -> Any:
@@ -156,6 +165,19 @@ def _study(project: Project | None) -> str:
         lines += _entry("inputs", inputs, 2) if inputs else []
         lines += ["    variables:", *_block(experiment.Variables, data["variables"], 3)] if data.get("variables") else []
         made[str(experiment.produces)] = experiment.type
+    return "\n".join(lines) + "\n"
+
+
+def study_text(study: Spec) -> str:
+    """Return a study as a spec file of its own, each step below what its type does; reading it gives the same study."""
+    data = study.model_dump(mode="json", exclude_defaults=True)
+    lines = ["# Check it with `mlinterp validate FILE`, run it with `mlinterp run FILE`."]
+    lines += [line for key, value in data.items() if key != "steps" for line in _entry(key, value, 0)]
+    lines.append("steps:")
+    for step in data["steps"]:
+        lines.append(f"  # {catalog.find(step['type']).summary}")
+        block = [line for key, value in step.items() for line in _entry(key, value, 2)]
+        lines += [f"  - {block[0].strip()}", *block[1:]]
     return "\n".join(lines) + "\n"
 
 

@@ -178,6 +178,23 @@ def single_case_p(case: float, controls: np.ndarray) -> float:
     return float(2 * special.stdtr(len(controls) - 1, -distance / spread))
 
 
+def drawn_anew_p(cases: np.ndarray, controls: np.ndarray) -> np.ndarray:
+    """Return the two-sided p value of the sum of `cases [n, k]` over n units being like that of `controls [c, n, k]`, column by column.
+
+    The test of `single_case_p` where every unit has `c` draws of its own, so that the variance of their sum is the sum of n variances:
+    degrees of freedom by Satterthwaite (1946), c - 1 for a single unit and up to n (c - 1). A single draw tells nothing (1).
+    """
+    c = len(controls)
+    distance = np.abs((cases - controls.mean(axis=0)).sum(axis=0))
+    if c < 2:
+        return np.ones(cases.shape[1])
+    variances = controls.var(axis=0, ddof=1)
+    whole, parts = variances.sum(axis=0), (variances**2).sum(axis=0) / (c - 1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        p = 2 * special.stdtr(whole**2 / parts, -distance / np.sqrt(whole * (1 + 1 / c)))
+    return np.where(whole > 0, p, (distance == 0).astype(float))
+
+
 def sign_flip_p(differences: np.ndarray, n_permutations: int = 10_000, *, rng: np.random.Generator) -> np.ndarray:
     """Return two-sided p values of "mean zero" for each column of `differences [n, k]`, by flipping signs of whole rows.
 

@@ -172,6 +172,7 @@ def show_summary(summary: RunSummary) -> None:
     for _, child in _family(summary):
         show_lines(_ruling(child))
     show_lines(summary.standings)
+    show_lines(summary.result.sentences() if summary.result else [])
     for warning in (summary.result.diagnostics.warnings if summary.result else [])[:10]:
         show_lines([f"warning: {warning}"])
     server = summary.store_uri if summary.store_uri.startswith(("http://", "https://")) else None

@@ -81,6 +81,12 @@ class ResumableModule(pl.LightningModule, ABC):
     def configure_optimizers(self) -> None:
         """Leave optimizers to `inner_step`."""
 
+    def on_train_start(self) -> None:
+        """Put optimizers' moments where their parameters are by now: a checkpoint is read before anything moves to a device."""
+        for each in vars(self).values():
+            if isinstance(each, torch.optim.Optimizer):
+                each.load_state_dict(each.state_dict())
+
     def training_step(self, chunk: Chunk) -> None:
         """Run the inner steps of one chunk. Raises ExperimentError where a loss is no number any more."""
         latest: Mapping[str, float | Tensor] = {}

@@ -1,7 +1,7 @@
 """The dry run: everything about a spec that can be refused without running it, every step and every cell of a sweep included.
 
 1. type       a known experiment type
-2. variables  valid in the type's own model
+2. variables  valid in the type's own model, and a file of prompt pairs that they name is there and holds pairs
 3. inputs     roles that the type takes, the required ones present; `@step` names a step that produces the role
 4. subject    a name from the project, where the type needs one
 5. hypothesis one that the project's `hypotheses.yaml` declares is known; any other is looked up when the spec runs
@@ -20,11 +20,13 @@ from pydantic import ValidationError
 from mlinterp.errors import SpecError
 from mlinterp.execution.inputs import check_domain, check_roles, kind_of, with_defaults
 from mlinterp.experiments import catalog
+from mlinterp.experiments.base import Variables
 from mlinterp.hypotheses.declared import read_declared
 from mlinterp.io.digests import canonical_json
 from mlinterp.project import LoadedSpec, Project
 from mlinterp.refusals import from_validation
 from mlinterp.spec import MAX_CELLS, Spec, Step
+from mlinterp.subjects.pairs_declared import read_pairs
 
 MAX_EXPANDED_BYTES = 8 * 2**20
 """Variables of all cells together, as canonical JSON: a sweep over a huge block would take minutes to look through."""
@@ -70,10 +72,10 @@ def check_spec(spec: Spec, project: Project) -> Checked:
     """Check a spec. Raises SpecError for the first thing wrong."""
     spec.require_standalone()
     spec = with_defaults(spec, project)
-    runs = list(_runs(spec))
+    runs, read = list(_runs(spec)), set[str]()
     for run in runs:
         with _blaming(run.field, run.swept):
-            _check_run(with_defaults(run.spec, project), project)
+            _check_run(with_defaults(run.spec, project), project, read)
     for index, step in enumerate(spec.steps):
         with _blaming(f"steps.{index}", ()):
             _check_wiring(step, spec)
@@ -114,13 +116,21 @@ def _runs(spec: Spec, field: str = "") -> Iterator[_Run]:
         yield _Run(field, (), spec)
 
 
-def _check_run(spec: Spec, project: Project) -> None:
+def _check_run(spec: Spec, project: Project, read: set[str]) -> None:
     experiment = catalog.find(spec.type)
-    catalog.typed_variables(spec)
+    _check_pairs(catalog.typed_variables(spec), project, read)
     check_roles(spec, experiment)
     if spec.subject is not None:
         project.subject_config(spec.subject)
     check_domain(spec, experiment, project)
+
+
+def _check_pairs(variables: Variables, project: Project, read: set[str]) -> None:
+    """Refuse a file of prompt pairs that is missing or holds something else; each file is `read` once, however many cells name it."""
+    pairs = getattr(variables, "pairs", None)
+    if isinstance(pairs, str) and pairs not in read:
+        read_pairs(pairs, project.root)
+        read.add(pairs)
 
 
 def _check_wiring(step: Step, study: Spec) -> None:
@@ -151,6 +161,8 @@ def _blaming(field: str, swept: Collection[str]) -> Iterator[None]:
 
 
 def _moved(error: SpecError, field: str, swept: Collection[str]) -> SpecError:
+    if error.file is not None:  # about a line of a file that the spec names
+        return error
     name = error.field or ""
     for key in swept:
         set_by_cell = key if key in {"seed", "subject", "feature_id"} or key.startswith(("inputs.", "variables.")) else f"variables.{key}"

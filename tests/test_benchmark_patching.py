@@ -15,5 +15,5 @@ def test_the_hook_loop_that_is_timed_gives_the_values_of_the_engine(component):
     places = benchmark.grid(component, SMALL)
     engine, loop = benchmark.ours(subject, pairs, component, SMALL), benchmark.hook_loop(subject, pairs, component, places, SMALL)
     assert engine.values == pytest.approx(loop.values, abs=1e-5)
-    assert len(engine.values) == len(places) == (4 if component == "attn_head" else 12)
+    assert len(engine.values) == len(places) == {"attn_head": 4, "attn_head_by_pos": 24}.get(component, 12)
     assert len(set(engine.values.values())) > 2

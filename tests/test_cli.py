@@ -29,6 +29,7 @@ subjects:
   trm4: {kind: trm, task: {name: sudoku4}, model: {d_model: 8, n_layers: 1, H_cycles: 1, L_cycles: 1, n_sup: 1}}
   trm6: {kind: trm, task: {name: sudoku6}}
 """
+TINY = {"model_type": "gpt2", "n_embd": 8, "n_layer": 1, "n_head": 1, "n_positions": 8}
 TRACE = "type: trace\nsubject: trm4\nvariables:\n  sites: [z_L]\n  examples: {n: 4}\n"
 
 
@@ -276,6 +277,24 @@ def test_a_new_spec_is_valid_and_says_what_the_example_says(root: Path, capsys: 
     assert Said(capsys, "new", name).out == (root / "fresh.yaml").read_text()
 
 
+@pytest.mark.parametrize(
+    ("source", "weights"),
+    [({"hub": {"name": "openai-community/gpt2", "revision": "0" * 40}}, {}), ({"config": TINY}, {"subject": "latest"})],
+    ids=["pretrained", "trained here"],
+)
+def test_a_new_spec_takes_trained_weights_where_the_model_begins_untrained(
+    root: Path, capsys: pytest.CaptureFixture[str], source: dict[str, Any], weights: dict[str, str]
+) -> None:
+    tokenizer = {"train_bpe": {"vocab_size": 260}} if "config" in source else "pretrained"
+    subject = {"kind": "huggingface", "source": source, "data": {"kind": "text", "root": "text", "context": 8, "tokenizer": tokenizer}}
+    (root / "project.yaml").write_text(json.dumps({"name": "small", "subjects": {"gpt": subject}}))
+    for name in ("activation_patching", "logit_lens", "active_features"):
+        assert Said(capsys, "new", name, "-o", f"{name}.yaml").code == 0
+        inputs = read_document(root / f"{name}.yaml").data.get("inputs", {})
+        assert {role: inputs[role] for role in inputs if role != "sae"} == weights
+        assert Said(capsys, "validate", f"{name}.yaml").code == 0
+
+
 @pytest.mark.parametrize("name", [None, *catalog.experiments()])
 def test_the_schema_accepts_examples_and_refuses_misspellings(capsys: pytest.CaptureFixture[str], name: str | None) -> None:
     schema = json.loads(Said(capsys, "schema", *([name] if name else [])).out)
@@ -312,6 +331,32 @@ def test_options_carry_bounds_defaults_and_choices(capsys: pytest.CaptureFixture
     assert "--states-file" in text
     assert "--no-states-file" in text
     assert "Set with --set variables.NAME=…: examples, intervention." in text
+
+
+def test_pairs_and_positions_of_a_transformers_types_are_options(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = catalog.experiments()["activation_patching"]
+    given: dict[str, Any] = dict.fromkeys(("subject", "feature_id", "hypothesis", "seed", "input", "set"))
+    for text, value in (("all", "all"), ("[0, 2]", [0, 2])):
+        spec = build_spec(asked, {**given, "variable_pairs": "pairs.jsonl", "variable_positions": text})
+        assert spec.variables == {"pairs": "pairs.jsonl", "positions": value}
+    said = Said(capsys, "activation_patching", "-p", ".", "--subject", "trm4", "--pairs", "nowhere.jsonl", "--positions", "all")
+    assert (said.code, said.err) == (3, "mlinterp: file of prompt pairs 'nowhere.jsonl' does not exist in the project's folder 'small'\n")
+    text = Said(capsys, "activation_patching", "--help").out
+    assert "--pairs pairs.jsonl" in text
+    assert "{'clean'" not in text
+
+
+def test_a_file_of_pairs_is_read_before_anything_runs(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (root / "spec.yaml").write_text("type: activation_patching\nsubject: trm4\nvariables:\n  pairs: pairs.jsonl\n")
+    assert Said(capsys, "validate", "spec.yaml").code == 3
+    (root / "pairs.jsonl").write_text('{"clean": "a", "corrupted": "b"}\n{"clean": "a"}\n')
+    assert Said(capsys, "validate", "spec.yaml").err == "mlinterp: pairs.jsonl:2: corrupted: Field required\n"
+    (root / "spec.yaml").write_text("type: activation_patching\nsubject: trm4\nvariables:\n  pairs: pairs.json\n")
+    refused = "mlinterp: spec.yaml:4: variables.pairs: 'pairs.json' is no list of pairs; pairs, or a .jsonl file of the project\n"
+    assert Said(capsys, "validate", "spec.yaml").err == refused
+    (root / "pairs.jsonl").write_text('{"clean": "a", "corrupted": "b"}\n')
+    (root / "spec.yaml").write_text("type: activation_patching\nsubject: trm4\nvariables:\n  pairs: pairs.jsonl\n")
+    assert Said(capsys, "validate", "spec.yaml").code == 0
 
 
 def test_tab_completes_types_and_choices(root: Path) -> None:

@@ -153,6 +153,14 @@ def test_a_share_of_tokens_and_a_loss_are_resampled_by_whole_examples() -> None:
     assert found["acc"].interval == "bootstrap over examples"
 
 
+def test_scores_of_different_examples_have_the_interval_that_each_would_have_alone() -> None:
+    rng = np.random.default_rng(0)
+    losses = {f"of_{n}": PerExample(rng.normal(size=n), np.ones(n)) for n in (40, 25)}
+    found = means(losses, seed=0)
+    assert found == {name: means({name: score}, seed=0)[name] for name, score in losses.items()}
+    assert [estimate.n for estimate in found.values()] == [40, 25]
+
+
 def test_a_mean_over_nothing_is_left_out() -> None:
     found = means({"none": PerExample(np.zeros(4), np.zeros(4)), "some": PerExample(np.arange(4.0), np.ones(4))}, seed=0)
     assert list(found) == ["some"]

@@ -123,3 +123,17 @@ def test_every_flipped_bit_in_a_tensor_file_is_noticed(tmp_path):
         path.write_bytes(hurt)
         with pytest.raises(VerificationError, match=r"t\.safetensors"):
             load_tensors(path)
+
+
+def test_moments_and_the_average_are_kept_as_the_parameters_are_when_training_starts(tmp_path):
+    subject = TinySubject()
+    module = SubjectFit(subject, _Regression(subject), 20, eval_every=20)
+    fit(module, tmp_path, Silent())
+    module.network.double()  # as a move to another device does, this leaves the optimizer's state behind
+    module.on_train_start()
+    moments = module.adam.state[module.network.W]
+    assert {name: value.dtype for name, value in moments.items() if name != "step"} == dict.fromkeys(
+        ("exp_avg", "exp_avg_sq"), torch.float64
+    )
+    assert moments["step"] == 20
+    assert module.average["W"].dtype == torch.float64

@@ -6,7 +6,8 @@ For a circuit C of the whole graph G, with the empty circuit for the run in whic
     completeness(C)  =  1 - faithfulness(G without C)                            1: nothing is left when the circuit is cut
     minimality(C)    =  share of its edges whose cut changes its faithfulness by at least a threshold
 
-(Wang et al. 2022; Hanna et al. 2024; the null is random circuits of as many edges.) The pairs must not be those that chose the circuit.
+(Wang et al. 2022; Hanna et al. 2024.) The null is random circuits of as many edges that grow from the logits as found ones do: edges drawn
+anywhere would hang together with nothing, and beating them would be no feat. The pairs must not be those that chose the circuit.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ def judge(
     without = machine.metrics(np.stack([graph.whole & ~circuit for circuit in circuits]), rows)
     chance, chance_without = [], []
     for draw in range(draws):
-        drawn = np.stack([graph.random(int(circuit.sum()), seed, draw) for circuit in circuits])
+        drawn = np.stack([graph.grown(int(circuit.sum()), seed, draw) for circuit in circuits])
         chance.append(machine.metrics(drawn, rows))
         chance_without.append(machine.metrics(graph.whole & ~drawn, rows))
     restored = cell_effects((own - m_empty).T, np.stack([(each - m_empty).T for each in chance]), gaps, n_bootstrap, seed)

@@ -19,6 +19,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from mlinterp.determinism import numpy_stream
+from mlinterp.interventions.path_patching_names import Receiver, Sender
 
 
 class Node(NamedTuple):
@@ -34,6 +35,11 @@ class Node(NamedTuple):
         if self.kind == "embed":
             return "embed"
         return f"L{self.layer}.mlp" if self.head is None else f"L{self.layer}.h{self.head}"
+
+    @property
+    def sender(self) -> Sender:
+        """What it is to path patching."""
+        return Sender() if self.kind == "embed" else Sender(self.layer, self.head)
 
 
 class Read(NamedTuple):
@@ -87,6 +93,13 @@ class Graph:
     def edge(self, read: int, node: int) -> str:
         """Return an edge's name: `L0.h1 -> L1.h3.k`."""
         return f"{self.nodes[node].name} -> {self.reads[read].name}"
+
+    def receivers(self, read: int) -> list[Receiver]:
+        """Return what a read is to path patching: the query, key or value of each head that it feeds, an MLP, or the logits."""
+        found = self.reads[read]
+        if found.unit is None:
+            return [Receiver() if found.kind == "logits" else Receiver(found.layer)]
+        return [Receiver(found.layer, self.nodes[node].head, found.kind) for node in found.feeds]
 
     def useful(self, kept: np.ndarray) -> np.ndarray:
         """Return those edges of a circuit from which a way leads on to the logits; the others change nothing."""
@@ -142,10 +155,14 @@ class Graph:
         return [self.of(order[:size]) for size in sizes]
 
     def random(self, size: int, seed: int, draw: int) -> np.ndarray:
-        """Return a circuit of as many edges drawn at random."""
+        """Return as many edges drawn at random; most of few edges hang together with nothing."""
         edges = np.argwhere(self.whole)
         chosen = numpy_stream(seed, "random_circuit", size, draw).permutation(len(edges))[:size]
         return self.of([(int(row), int(node)) for row, node in edges[chosen]])
+
+    def grown(self, size: int, seed: int, draw: int) -> np.ndarray:
+        """Return a circuit of as many edges that grows from the logits as a found one does, the next edge always drawn at random."""
+        return self.largest(numpy_stream(seed, "grown_circuit", size, draw).random(self.whole.shape), [size])[0]
 
     def of(self, edges: Sequence[tuple[int, int]]) -> np.ndarray:
         """Return the circuit of some edges."""

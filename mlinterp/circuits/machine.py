@@ -123,15 +123,28 @@ class Machine(ABC):
         self.device = next(subject.model.parameters()).device
         self._answer_at = answer_columns(pairs.clean)
         self._tokens = torch.stack([pairs.answer, pairs.wrong]).to(self.device)
+        try:
+            with torch.no_grad():
+                plain = self._both_runs(list(range(len(pairs)) if reference is None else reference))
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            if not _is_out_of_memory(error):
+                raise
+            n, length = pairs.clean.inputs.shape
+            why = f"what {len(graph.nodes)} parts write in {n} pairs of {length} tokens does not fit in memory: give fewer pairs"
+            raise EnvironmentFault(why) from error
         with torch.no_grad():
-            self.embeds, plain = self._prepare()
-            clean, self._clean_logits = self._record(self.embeds[0])
-            corrupted, _ = self._record(self.embeds[1])
             self._check(plain)
-            self.ablated = self._in_place(corrupted, list(range(len(pairs)) if reference is None else reference))
-            self.delta = clean - self.ablated
             self.m_clean = self._measured(self._clean_logits, range(len(pairs))).double().cpu().numpy()
             self.m_empty = self._metrics(graph.empty[None], range(len(pairs)))[0]
+
+    def _both_runs(self, reference: list[int]) -> Tensor:
+        """Run both prompts of every pair and keep what is written; return the model's own logits of the clean run."""
+        self.embeds, plain = self._prepare()
+        clean, self._clean_logits = self._record(self.embeds[0])
+        corrupted, _ = self._record(self.embeds[1])
+        self.ablated = self._in_place(corrupted, reference)
+        self.delta = clean - self.ablated
+        return plain
 
     @abstractmethod
     def _prepare(self) -> tuple[tuple[Tensor, Tensor], Tensor]:
@@ -180,12 +193,18 @@ class Machine(ABC):
         This is what the integrated scores of all edges from the embedding add up to (completeness).
         """
         found = np.empty(len(rows))
+
+        def run(batch: Sequence[int]) -> np.ndarray:
+            some = [rows[at] for at in batch]
+            through = Pass(self.delta.new_empty(len(some), *self.delta.shape[1:]), torch.zeros_like(self.ablated[:1]), None)
+            logits = self._forward(through, some, 0, self._ablated_embed(some))
+            values: np.ndarray = self.m_clean[some] - self._measured(logits, some).double().cpu().numpy()
+            return values
+
         with torch.no_grad():
             for batch in _batches(range(len(rows)), self.batch_size):
-                some = [rows[at] for at in batch]
-                through = Pass(self.delta.new_empty(len(some), *self.delta.shape[1:]), torch.zeros_like(self.ablated[:1]), None)
-                logits = self._forward(through, some, 0, self._ablated_embed(some))
-                found[batch] = self.m_clean[some] - self._measured(logits, some).double().cpu().numpy()
+                for done, values in self._splitting(batch, run):
+                    found[done] = values
         return found
 
     def _metrics(self, circuits: np.ndarray, rows: Sequence[int]) -> np.ndarray:
@@ -233,12 +252,18 @@ class Machine(ABC):
 
     def _record(self, embeds: Tensor) -> tuple[Tensor, Tensor]:
         """Return every write `[pair, node, pos, d]` and the logits `[pair, vocab]` of runs with nothing cut."""
-        writes, logits = [], []
+        writes = torch.zeros(len(embeds), len(self.graph.nodes), *embeds.shape[1:], device=self.device)
+        logits: list[Tensor] = []
+
+        def run(batch: Sequence[int]) -> np.ndarray:
+            taken = writes[batch[0] : batch[-1] + 1]
+            nothing = taken.new_zeros(1, len(self.graph.nodes), 1, 1)
+            logits.append(self._forward(Pass(taken, nothing, None), batch, 0, embeds[list(batch)]))
+            return np.empty(0)
+
         for batch in _batches(range(len(embeds)), self.batch_size):
-            taken = torch.zeros(len(batch), len(self.graph.nodes), *embeds.shape[1:], device=self.device)
-            logits.append(self._forward(Pass(taken, taken.new_zeros(1, len(self.graph.nodes), 1, 1), None), batch, 0, embeds[batch]))
-            writes.append(taken)
-        return torch.cat(writes), torch.cat(logits)
+            list(self._splitting(batch, run))
+        return writes, torch.cat(logits)
 
     def _in_place(self, corrupted: Tensor, reference: list[int]) -> Tensor:
         """Return what stands in the place of cut writes: `[pair, node, pos, d]`, or `[1, node, 1, d]`."""
@@ -251,22 +276,29 @@ class Machine(ABC):
 
     def _check(self, plain: Tensor) -> None:
         """Refuse a model that is not its graph: whose logits differ, or whose stream is not a constant and the sum of all writes."""
-        seen: list[Tensor] = []
-
-        class Look(Pass):
-            def read(self, reads: slice, stream: Tensor) -> Tensor:
-                seen.append(stream.float() - self.delta[:, : upstream[reads.start]].sum(dim=1))
-                return super().read(reads, stream)
-
-        rows, upstream = list(range(min(len(self.pairs), 4))), [read.upstream for read in self.graph.reads]
+        upstream = [read.upstream for read in self.graph.reads]
+        rows = list(range(min(len(self.pairs), 4)))
         embed = torch.cat([embeds[rows] for embeds in self.embeds])
-        taken = torch.zeros(len(embed), len(self.graph.nodes), *embed.shape[1:], device=self.device)
-        self._forward(Look(taken, taken[:1, :, :1].clone(), None), [*rows, *rows], 0, embed)
-        real = torch.cat([examples.mask[rows] for examples in (self.pairs.clean, self.pairs.corrupted)]).to(self.device)
-        rest = torch.stack([each[real] for each in seen])
+        mask = torch.cat([examples.mask[rows] for examples in (self.pairs.clean, self.pairs.corrupted)]).to(self.device)
         allowed = _TOLERANCE.get(embed.dtype, 1e-3)
-        uneven = float((rest - rest[:, :1]).abs().max()) > allowed * max(1e-6, float(taken.transpose(1, 2)[real].abs().max()))
-        if uneven or float((plain - self._clean_logits).abs().max()) > allowed * max(1e-6, float(plain.abs().max())):
+
+        def uneven(batch: Sequence[int]) -> np.ndarray:
+            seen: list[Tensor] = []
+
+            class Look(Pass):
+                def read(self, reads: slice, stream: Tensor) -> Tensor:
+                    seen.append(stream.float() - self.delta[:, : upstream[reads.start]].sum(dim=1))
+                    return super().read(reads, stream)
+
+            here, real = embed[list(batch)], mask[list(batch)]
+            taken = torch.zeros(len(here), len(self.graph.nodes), *here.shape[1:], device=self.device)
+            self._forward(Look(taken, taken[:1, :, :1].clone(), None), [(*rows, *rows)[at] for at in batch], 0, here)
+            rest = torch.stack([each[real] for each in seen])
+            size = max(1e-6, float(taken.transpose(1, 2)[real].abs().max()))
+            return np.array([float((rest - rest[:, :1]).abs().max()) > allowed * size])
+
+        differs = float((plain - self._clean_logits).abs().max()) > allowed * max(1e-6, float(plain.abs().max()))
+        if differs or any(found.any() for _, found in self._splitting(range(len(embed)), uneven)):
             raise SpecError(
                 f"the residual stream of '{self.subject.name}' is not the sum of what its embedding, heads and MLPs write", field="subject"
             )
@@ -285,7 +317,7 @@ class Machine(ABC):
         try:
             found = work(batch)
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-            if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "allocate memory" not in str(error):
+            if not _is_out_of_memory(error):
                 raise
             if len(batch) == 1:
                 raise EnvironmentFault(f"not even one run of {self.embeds[0].shape[1]} tokens fits in memory") from error
@@ -298,3 +330,7 @@ class Machine(ABC):
 
 def _batches(items: Sequence[int], size: int) -> Iterator[list[int]]:
     yield from (list(items[at : at + size]) for at in range(0, len(items), size))
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "allocate memory" in str(error)

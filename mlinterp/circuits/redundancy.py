@@ -69,13 +69,13 @@ def hidden(machine: Machine, groups: Sequence[Group], falls: np.ndarray, rows: S
     suspects = []
     for number, group in enumerate(groups):
         together, guess = float(falls[number].sum()) / total, float(np.nansum(estimated[tuple(group.edges.T)]))
-        if group.name not in ("out of embed", "into logits") and len(group.edges) > 1 and _hides(together, guess):
+        if group.name not in ("out of embed", "into logits") and len(group.edges) > 1 and hides(together, guess):
             suspects.append((abs(together), number, together))
     found = []
     for _, number, together in sorted(suspects, reverse=True)[:CHECKED]:
         group = groups[number]
         alone = cut_together(machine, [Group(group.name, edge[None]) for edge in group.edges], rows).sum(axis=1) / total
-        if _hides(together, float(alone.sum())):
+        if hides(together, float(alone.sum())):
             found.append(Hidden(group.name, len(alone), together, float(alone.sum()), float(max(alone, key=abs))))
     return found
 
@@ -85,5 +85,6 @@ def _edges(graph: Graph, row: int | None = None, column: int | None = None) -> n
     return edges[edges[:, 0] == row] if column is None else edges[edges[:, 1] == column]
 
 
-def _hides(together: float, singles: float) -> bool:
+def hides(together: float, singles: float) -> bool:
+    """Whether parts do together what they do not do one by one, as shares of the gap."""
     return abs(together) >= NOTABLE and singles * np.sign(together) < abs(together) / 2

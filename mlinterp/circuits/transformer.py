@@ -19,39 +19,12 @@ from torch import Tensor, nn
 from mlinterp.circuits.graph import Graph, transformer_graph
 from mlinterp.circuits.machine import Machine, Pass
 from mlinterp.errors import SpecError
-from mlinterp.interventions.replay import Replay, anatomy
+from mlinterp.interventions.path_patching_parts import plain_sum
+from mlinterp.interventions.replay import Replay
 from mlinterp.subjects.base import Examples
 from mlinterp.subjects.hooked import HookedSubject
+from mlinterp.subjects.stream_readers import Readers
 from mlinterp.subjects.unembedding import Norm, norm_of
-
-
-class _Parts(NamedTuple):
-    """What the modules of one architecture's block are called."""
-
-    attn: str
-    q: str
-    k: str
-    v: str
-    o: str
-    attn_norm: str
-    mlp: str
-    mlp_norm: str
-    post_norm: str | None = None
-    """The norm on the attention branch."""
-    mlp_out: str | None = None
-    """What returns what the MLP adds, where that is not the MLP."""
-
-
-_LLAMA = _Parts("self_attn", "q_proj", "k_proj", "v_proj", "o_proj", "input_layernorm", "mlp", "post_attention_layernorm")
-_GEMMA2 = _LLAMA._replace(mlp_norm="pre_feedforward_layernorm", post_norm="post_attention_layernorm", mlp_out="post_feedforward_layernorm")
-_NEOX = ("attention", *["query_key_value"] * 3, "dense", "input_layernorm", "mlp", "post_attention_layernorm")
-PARTS = {
-    "gpt2": _Parts("attn", "c_attn", "c_attn", "c_attn", "c_proj", "ln_1", "mlp", "ln_2"),
-    **dict.fromkeys(("llama", "qwen2", "qwen3", "gemma"), _LLAMA),
-    **dict.fromkeys(("gemma2", "gemma3_text", "gemma3"), _GEMMA2),
-    "gpt_neox": _Parts(*_NEOX),
-}
-"""Architectures whose residual stream is a plain sum, by `model_type`."""
 
 
 class _Projection(NamedTuple):
@@ -74,10 +47,16 @@ class _Projection(NamedTuple):
 
 
 class _Block(NamedTuple):
-    """One block: its modules, and which nodes and reads are its own."""
+    """One block: the modules that read and write the stream, and which nodes and reads are its own."""
 
-    parts: _Parts
-    module: nn.Module
+    attention_norm: nn.Module
+    mlp_norm: nn.Module
+    out: nn.Module
+    """The output projection."""
+    branch_norm: nn.Module | None
+    """The norm between attention and the stream, where there is one."""
+    mlp: nn.Module
+    """What returns what the MLP adds."""
     heads: slice
     attn_reads: slice
     mlp_node: slice
@@ -86,21 +65,11 @@ class _Block(NamedTuple):
     out_columns: Tensor
     """The output projection by head, `[head, d, d_head]`."""
 
-    def part(self, path: str) -> nn.Module:
-        return self.module.get_submodule(path)
-
 
 def graph_of(subject: HookedSubject) -> Graph:
     """Return a transformer's graph. Raises SpecError, naming the architecture, where the stream is not known to be a plain sum."""
-    config = getattr(subject, "architecture", None)
-    kind = getattr(config, "model_type", None)
-    if config is None or kind not in PARTS or anatomy(subject) is None:
-        raise SpecError(
-            f"'{subject.name}' ({kind or subject.kind}) is not known to have a residual stream that is a plain sum",
-            field="subject",
-            allowed=f"{', '.join(PARTS)}, or a subject with hook points embed, blocks.N.head.H.q_in, k_in, v_in, out and unembed_in",
-        )
-    text = config.get_text_config()
+    plain_sum(subject)
+    text = subject.architecture.get_text_config()  # type: ignore[attr-defined]
     n_groups = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
     return transformer_graph(
         text.num_hidden_layers, text.num_attention_heads, n_groups, parallel=bool(getattr(text, "use_parallel_residual", False))
@@ -111,25 +80,21 @@ class TransformerMachine(Machine):
     """A Hugging Face transformer run as its graph (see `Machine`)."""
 
     def _prepare(self) -> tuple[tuple[Tensor, Tensor], Tensor]:
-        self._parts = anatomy(self.subject)
-        assert self._parts is not None
-        names = PARTS[self.subject.architecture.model_type]  # type: ignore[attr-defined]
-        self._blocks = [_block(self.graph, layer, names, module) for layer, module in enumerate(self._parts.blocks)]
+        self._parts, readers = plain_sum(self.subject)
+        self._blocks = [_block(self.subject, self.graph, readers, layer, module) for layer, module in enumerate(self._parts.blocks)]
         self._replay, corrupted = (self._recorded(examples) for examples in (self.pairs.clean, self.pairs.corrupted))
-        self._post_norms: dict[int, Norm | None] = {}
+        self._branch_norms: dict[int, Norm | None] = {}
         for layer, block in enumerate(self._blocks):
-            if names.post_norm:
-                self._post_norms[layer] = norm_of(block.part(names.post_norm), self._replay.streams[layer])
-                if self._post_norms[layer] is None:
+            if block.branch_norm is not None:
+                self._branch_norms[layer] = norm_of(block.branch_norm, self._replay.streams[layer])
+                if self._branch_norms[layer] is None:
                     raise SpecError(f"the norm after attention in block {layer} of '{self.subject.name}' is not known", field="subject")
         return (self._replay.streams[0], corrupted.streams[0]), self._replay.logits
 
     def _recorded(self, examples: Examples) -> Replay:
-        assert self._parts is not None
         return Replay(self.subject, self._parts, examples.take(range(len(examples))), self._answer_at)
 
     def _forward(self, through: Pass, rows: Sequence[int], first: int, embed: Tensor) -> Tensor:
-        assert self._parts is not None
         which = torch.as_tensor(list(rows), device=self.device)
         if first:
             stream = self._replay.streams[first][which]
@@ -153,22 +118,19 @@ class TransformerMachine(Machine):
             for layer in range(first, len(self._blocks)):
                 block = self._blocks[layer]
                 normed: dict[str, Tensor] = {}
-                after(block.part(block.parts.attn_norm), _norm_streams(through, block.attn_reads, normed))
+                after(block.attention_norm, _norm_streams(through, block.attn_reads, normed))
                 for projection in block.projections:
                     after(projection.module, _projected(projection, normed))
-                output = block.part(f"{block.parts.attn}.{block.parts.o}")
-                told = self._heads_told(through, layer, block)
-                hooks.callback(output.register_forward_pre_hook(told).remove)
-                after(block.part(block.parts.mlp_norm), _norm_stream(through, block.mlp_read))
-                mlp = block.part(block.parts.mlp_out or block.parts.mlp)
-                after(mlp, _told(through, block.mlp_node))
+                hooks.callback(block.out.register_forward_pre_hook(self._heads_told(through, layer, block)).remove)
+                after(block.mlp_norm, _norm_stream(through, block.mlp_read))
+                after(block.mlp, _told(through, block.mlp_node))
             yield
 
     def _heads_told(self, through: Pass, layer: int, block: _Block) -> Callable[[Any, Any], None]:
         def told(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
             n_heads = block.heads.stop - block.heads.start
             writes = torch.einsum("bthk,hdk->bhtd", args[0].unflatten(2, (n_heads, -1)), block.out_columns)
-            norm = self._post_norms.get(layer)
+            norm = self._branch_norms.get(layer)
             if norm is not None:
                 writes = writes.float() / norm.size(writes.float().sum(dim=1, keepdim=True)) * norm.gain
             through.wrote(block.heads, writes)
@@ -199,47 +161,40 @@ def _norm_stream(through: Pass, reads: slice) -> Callable[[nn.Module, tuple[Tens
     return hook
 
 
-def _block(graph: Graph, layer: int, parts: _Parts, module: nn.Module) -> _Block:
+def _block(subject: HookedSubject, graph: Graph, readers: Readers, layer: int, module: nn.Module) -> _Block:
     nodes = [number for number, node in enumerate(graph.nodes) if node.layer == layer]
     reads = [number for number, read in enumerate(graph.reads) if read.layer == layer]
     heads, attn = slice(nodes[0], nodes[-1]), slice(reads[0], reads[-1])
-    n_heads = heads.stop - heads.start
-    weight = _weight(module.get_submodule(f"{parts.attn}.{parts.o}"))
-    d_head = weight.shape[1] // n_heads
+    out, mlp = (subject.model.get_submodule(subject.points[f"blocks.{layer}.{name}"].module) for name in ("attn_z", "mlp_out"))
+    columns = _weight(out).unflatten(1, (heads.stop - heads.start, -1)).transpose(0, 1)
     return _Block(
-        parts,
-        module,
+        module.get_submodule(readers.attention_norm),
+        module.get_submodule(readers.mlp_norm),
+        out,
+        None if readers.branch_norm is None else module.get_submodule(readers.branch_norm),
+        mlp,
         heads,
         attn,
         slice(nodes[-1], nodes[-1] + 1),
         slice(reads[-1], reads[-1] + 1),
-        _projections(graph, attn, parts, module, n_heads, d_head),
-        weight.unflatten(1, (n_heads, d_head)).transpose(0, 1),
+        _projections(graph, attn, readers, module, columns.shape[2]),
+        columns,
     )
 
 
-def _projections(graph: Graph, attn: slice, parts: _Parts, module: nn.Module, n_heads: int, d_head: int) -> list[_Projection]:
+def _projections(graph: Graph, attn: slice, readers: Readers, module: nn.Module, d_head: int) -> list[_Projection]:
     """Return which module projects which reads to which rows of its output; a fused module projects several kinds."""
-    found: dict[str, tuple[list[int], list[int]]] = {}
-    fused = parts.q == parts.k
+    found: dict[str, tuple[list[int], list[Tensor]]] = {}
     for number, read in enumerate(graph.reads[attn]):
-        assert read.unit is not None
-        kind = "qkv".index(read.kind)
-        name = (parts.q, parts.k, parts.v)[kind]
-        if not fused:
-            start = read.unit * d_head
-        elif name == "c_attn":
-            start = (kind * n_heads + read.unit) * d_head
-        else:
-            start = (read.unit * 3 + kind) * d_head
-        numbers, starts = found.setdefault(name, ([], []))
+        path = readers.projection(read.kind)
+        every = torch.arange(len(_weight(module.get_submodule(path))))
+        numbers, rows = found.setdefault(path, ([], []))
         numbers.append(number)
-        starts.append(start)
+        rows.append(readers.part(every, read.kind, d_head)[read.unit])
     projections = []
-    for name, (numbers, starts) in found.items():
-        projection = module.get_submodule(f"{parts.attn}.{name}")
-        rows = torch.tensor(starts)[:, None] + torch.arange(d_head)
-        projections.append(_Projection(projection, numbers, rows.to(_weight(projection).device)))
+    for path, (numbers, rows) in found.items():
+        projection = module.get_submodule(path)
+        projections.append(_Projection(projection, numbers, torch.stack(rows).to(_weight(projection).device)))
     return projections
 
 

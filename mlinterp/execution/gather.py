@@ -9,6 +9,7 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 from mlinterp.estimates import over_seeds, record
+from mlinterp.execution.narrative import narrative
 from mlinterp.execution.summary import RunSummary
 from mlinterp.execution.sweep_figures import sweep_figures
 from mlinterp.experiments import catalog
@@ -52,6 +53,8 @@ def study_result(spec: Spec, runs: Sequence[RunSummary]) -> ExperimentResult:
                     estimates[f"{child.label}/{dotted}"] = own.model_copy(update={"mode": own.mode or child.result.mode})
         result.diagnostics.warnings += [f"{child.label}: {warning}" for warning in child.result.diagnostics.warnings]
     result.add_table("steps", rows, description="The steps of this study, in order.")
+    if told := narrative(runs):
+        result.add_table("narrative", told, description="What the steps say, in sentences made from their numbers.")
     record(result, estimates)
     return result
 

@@ -22,6 +22,7 @@ FILES: Mapping[str, tuple[str, ...]] = {
     "subject": ("subject/",),
     "trace": ("trace.jsonl", "states", "truth."),
     "sae": ("sae.", "cfg.json", "sae_metrics.json"),
+    "circuit": ("circuit.json",),
     "report": ("report.json",),
 }
 """Which artifacts of a run make up each kind of input."""

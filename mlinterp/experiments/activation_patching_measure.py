@@ -11,10 +11,22 @@ import numpy as np
 from mlinterp.determinism import torch_stream
 from mlinterp.errors import SpecError, unknown
 from mlinterp.experiments.activation_patching import ActivationPatchingVariables
+from mlinterp.experiments.activation_patching_latents import (
+    Asked,
+    Columns,
+    LatentCount,
+    asked_of,
+    density,
+    moving,
+    neighbours,
+    patcher_of,
+)
 from mlinterp.experiments.base import Context
 from mlinterp.interventions.metrics import Metric, MetricRegistry
 from mlinterp.interventions.patch_effects import CellEffect, cell_effects, gaps_of, patch_effect
-from mlinterp.interventions.patch_places import Places, places
+from mlinterp.interventions.patch_latents import LatentPatcher, LatentSteps
+from mlinterp.interventions.patch_names import SAE_LATENT
+from mlinterp.interventions.patch_places import Places
 from mlinterp.interventions.patching import Edit, Moved, Patch, Patcher
 from mlinterp.interventions.untrained import untrained
 from mlinterp.progress import Task
@@ -30,7 +42,7 @@ class Cell(NamedTuple):
     position: int | None
     """Position number (see `Pairs.positions`); None for all of them, or for the answer position."""
     unit: int | None
-    """Head or neuron."""
+    """Head, neuron or latent."""
 
     @property
     def name(self) -> str:
@@ -64,6 +76,8 @@ class Sweep:
         effects: one a cell; None where undefined.
         elsewhere: mean effect of the same layer and unit at all other positions, one a cell; None where positions were not swept.
         untrained: effect in the model with random weights, one a cell, in units of the trained model's gap; None where it was not run.
+        others: of latents, the mean effect of those that are active nearly as often, one a cell; None for other components.
+        latents: how many latents there were; None for other components.
         m_clean: the metric of the clean runs, `[pair]`.
         m_corrupted: that of the corrupted ones.
     """
@@ -80,6 +94,8 @@ class Sweep:
     joints: list[Joint]
     m_clean: np.ndarray
     m_corrupted: np.ndarray
+    others: list[float | None] | None = None
+    latents: LatentCount | None = None
 
 
 def measure(context: Context) -> Sweep:
@@ -91,11 +107,12 @@ def measure(context: Context) -> Sweep:
     if not isinstance(subject, HookedSubject):
         raise SpecError(f"'{subject.name}' is a {subject.kind} subject", field="subject", allowed="one whose hook points are passed once")
     pairs = tokenise(declared, subject, variables.align)
-    where = places(subject, variables.component, variables.layers)
-    patcher = Patcher(subject, pairs, where, metric, variables.direction, variables.batch_size)
+    asked = asked_of(context, subject)
+    patcher = patcher_of(asked, subject, pairs, metric, variables, batch_size=variables.batch_size)
     gaps = gaps_of(patcher.m_base, patcher.m_source, metric.name)
     columns = columns_of(pairs, variables.swept)
-    cells = cells_of(columns, where, variables)
+    steps = patcher.steps if isinstance(patcher, LatentPatcher) else None
+    cells = cells_of(columns, asked.places, variables, steps)
     moved = [patcher.moved(torch_stream(context.seed, "random_direction", draw)) for draw in range(variables.controls)]
     twin = untrained(subject, context.seed) if variables.untrained else None
     n_patches = sum(len(columns[cell.position]) for cell in cells)
@@ -104,9 +121,9 @@ def measure(context: Context) -> Sweep:
         nulls = np.stack([changes_of(patcher, [(cell,) for cell in cells], columns, random, task) for random in moved])
         random_model = None
         if twin is not None:
-            other = Patcher(twin, pairs, where, metric, variables.direction, variables.batch_size)
+            other = patcher_of(asked, twin, pairs, metric, variables, batch_size=variables.batch_size, latents=latents_of(cells))
             random_model = changes_of(other, [(cell,) for cell in cells], columns, None, task)
-    effects = cell_effects(changes, nulls, gaps, variables.n_bootstrap, context.seed)
+    effects = cell_effects(changes, nulls, gaps, variables.n_bootstrap, context.seed, drawn_anew=drawn_anew(variables))
     joints = joints_of(patcher, cells, effects, columns, moved, gaps, context)
     swept = len({cell.position for cell in cells}) > 1
     clean_first = variables.direction == "noise"
@@ -114,7 +131,7 @@ def measure(context: Context) -> Sweep:
         subject,
         pairs,
         metric,
-        where,
+        asked.places,
         pairs.labels(subject),
         cells,
         effects,
@@ -123,10 +140,12 @@ def measure(context: Context) -> Sweep:
         joints,
         patcher.m_base if clean_first else patcher.m_source,
         patcher.m_source if clean_first else patcher.m_base,
+        None if steps is None else others_of(cells, effects, steps),
+        counted(asked, variables, cells),
     )
 
 
-def columns_of(pairs: Pairs, chosen: Literal["each", "all", "answer"] | list[int]) -> dict[int | None, dict[int, int | None]]:
+def columns_of(pairs: Pairs, chosen: Literal["each", "all", "answer"] | list[int]) -> Columns:
     """Return for each position that is patched the pairs that have it, and the column where; None is all positions, or the answer's."""
     if chosen == "all":
         return {None: dict.fromkeys(range(len(pairs)))}
@@ -153,8 +172,13 @@ def columns_of(pairs: Pairs, chosen: Literal["each", "all", "answer"] | list[int
     return {at: there[at] for at in sorted(chosen)}
 
 
-def cells_of(columns: dict[int | None, dict[int, int | None]], where: Places, variables: ActivationPatchingVariables) -> list[Cell]:
-    """Return the places that are patched. Raises SpecError for a head or neuron that there is not."""
+def cells_of(columns: Columns, where: Places, variables: ActivationPatchingVariables, steps: LatentSteps | None = None) -> list[Cell]:
+    """Return the places that are patched; of latents, given their steps, those that move.
+
+    Raises SpecError for a head or neuron that there is not, and ExperimentError where no latent moves.
+    """
+    if steps is not None:
+        return [Cell(layer, at, latent) for layer in where.sites for at, latents in moving(steps, columns).items() for latent in latents]
     units: Sequence[int | None] = [None]
     if where.n_units is not None:
         name = "heads" if variables.component == "attn_head" else "neurons"
@@ -168,7 +192,7 @@ def cells_of(columns: dict[int | None, dict[int, int | None]], where: Places, va
 def changes_of(
     patcher: Patcher,
     groups: Sequence[Sequence[Cell]],
-    columns: dict[int | None, dict[int, int | None]],
+    columns: Columns,
     moved: Moved | None,
     task: Task | None = None,
 ) -> np.ndarray:
@@ -190,11 +214,16 @@ def changes_of(
     return found
 
 
+def drawn_anew(variables: ActivationPatchingVariables) -> bool:
+    """Return whether the null's random directions are each pair's own; another neuron and a latent's random direction are all pairs'."""
+    return variables.component not in ("mlp_neuron", SAE_LATENT)
+
+
 def joints_of(
     patcher: Patcher,
     cells: list[Cell],
     effects: list[CellEffect | None],
-    columns: dict[int | None, dict[int, int | None]],
+    columns: Columns,
     moved: list[Moved],
     gaps: np.ndarray,
     context: Context,
@@ -206,13 +235,15 @@ def joints_of(
     if patcher.places.component in ("attn_out", "mlp_out", "attn_head", "mlp_neuron"):
         groups |= {f"layer{layer}": [at for at in known if cells[at].layer == layer] for layer in patcher.places.sites}
         groups["all"] = known
+    if patcher.places.component == SAE_LATENT:
+        groups["all"] = known
     groups = {name: members for name, members in groups.items() if len(members) > 1}
     if not groups:
         return []
     chosen = [[cells[at] for at in members] for members in groups.values()]
     changes = changes_of(patcher, chosen, columns, None)
     nulls = np.stack([changes_of(patcher, chosen, columns, random) for random in moved])
-    found = cell_effects(changes, nulls, gaps, context.variables.n_bootstrap, context.seed)
+    found = cell_effects(changes, nulls, gaps, context.variables.n_bootstrap, context.seed, drawn_anew=drawn_anew(context.variables))
     joints = []
     for (name, members), effect in zip(groups.items(), found, strict=True):
         singles = [_value(effects[at]) for at in members]
@@ -237,6 +268,23 @@ def elsewhere_of(cells: list[Cell], effects: list[CellEffect | None]) -> list[fl
         alone = effect is None or len(together) < 2
         found.append(None if alone else (sum(together) - _value(effect)) / (len(together) - 1))
     return found
+
+
+def latents_of(cells: list[Cell]) -> list[int] | None:
+    """Return the units of cells, ascending, each once; None where they have none."""
+    return sorted({cell.unit for cell in cells if cell.unit is not None}) or None
+
+
+def counted(asked: Asked, variables: ActivationPatchingVariables, cells: list[Cell]) -> LatentCount | None:
+    """Return how many latents were asked for, and how many of them are cells; None for other components."""
+    if asked.sae is None:
+        return None
+    return LatentCount(len(variables.latents or range(asked.sae.config.d_sae)), len(latents_of(cells) or ()))
+
+
+def others_of(cells: list[Cell], effects: list[CellEffect | None], steps: LatentSteps) -> list[float | None]:
+    """Return for each latent the mean effect of those that are active nearly as often, at the same positions."""
+    return neighbours([(cell.position, cell.unit or 0) for cell in cells], effects, density(steps))
 
 
 def ratio_of(changes: np.ndarray, gaps: np.ndarray) -> float | None:

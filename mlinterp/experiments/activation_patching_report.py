@@ -11,6 +11,7 @@ from mlinterp.estimates import bounds, largest_of, record
 from mlinterp.experiments.activation_patching import ActivationPatchingVariables
 from mlinterp.experiments.activation_patching_measure import Cell, Joint, Sweep
 from mlinterp.interventions.patch_effects import CellEffect
+from mlinterp.interventions.patch_names import SAE_LATENT
 from mlinterp.result import Aggregates, Estimate, ExperimentResult, Figure
 from mlinterp.stats import Interval, bootstrap_intervals, mean_t_interval
 from mlinterp.subjects.base import Examples
@@ -21,6 +22,11 @@ LISTED = 48
 """Places whose numbers become metrics, the largest first; the table has all of them."""
 SHOWN = 12
 """Places in the figure of the largest ones."""
+MAPPED = 24
+"""Latents in the heatmap over positions, those with the largest effects."""
+UNITS = {"attn_head": "head", "mlp_neuron": "neuron", SAE_LATENT: "latent"}
+"""What one part of a component is called."""
+OTHERS = "others: mean effect of the latents that are active nearly as often, without its own; "
 NOTABLE = 0.1
 """A joint effect below this is not worth a warning."""
 
@@ -32,6 +38,8 @@ def report(sweep: Sweep, variables: ActivationPatchingVariables, seed: int) -> E
     ranked = sorted(known, key=lambda item: -abs(item[1].adjusted.estimate))
     _tables(result, sweep, variables, ranked)
     _figures(result, sweep, variables)
+    if sweep.places.component == SAE_LATENT and sweep.cells[0].position is not None:
+        _map_of_latents(result, sweep, variables, ranked)
     _numbers(result, sweep, variables, ranked, seed)
     effects = [effect.effect.estimate for _, effect in known]
     result.aggregates = Aggregates(
@@ -48,12 +56,11 @@ def report(sweep: Sweep, variables: ActivationPatchingVariables, seed: int) -> E
 
 def _tables(result: ExperimentResult, sweep: Sweep, variables: ActivationPatchingVariables, ranked: list[tuple[Cell, CellEffect]]) -> None:
     metric, unit = sweep.metric, sweep.metric.unit or "the metric"
-    which = ("clean", "corrupted") if variables.direction == "denoise" else ("corrupted", "clean")
     about = (
-        f"Interventional: the {which[0]} run's activation put into the {which[1]} run, place by place. effect: share of the gap in "
+        f"Interventional: {done_to(sweep, variables)}, place by place. effect: share of the gap in "
         f"{metric.name} (version {metric.version}: {metric.description}) between the two runs; null: the same step in a random direction "
         f"(of a neuron: in another one); adjusted: effect - null, with 95 % intervals over pairs; change: in {unit}; elsewhere: mean "
-        "effect at the layer's other positions; untrained: in the model with random weights."
+        f"effect at the layer's other positions; {OTHERS if sweep.others else ''}untrained: in the model with random weights."
     )
     rows = [_row(sweep, at) for at in range(len(sweep.cells))]
     result.add_table("patches", rows, description=about)
@@ -78,23 +85,36 @@ def _tables(result: ExperimentResult, sweep: Sweep, variables: ActivationPatchin
     )
 
 
+def done_to(sweep: Sweep, variables: ActivationPatchingVariables) -> str:
+    """Return in words what a patch does: whose activation is put where."""
+    source, base = ("clean", "corrupted") if variables.direction == "denoise" else ("corrupted", "clean")
+    put = {
+        "resample": f"the {source} run's activation",
+        "zero": "zero",
+        "mean": f"the mean activation of the {source} runs at its position",
+    }[variables.ablation]
+    where = f"in the place of a latent's activation in the {base} run, the SAE's error kept"
+    return f"{put} put {where if sweep.latents else f'into the {base} run'}"
+
+
 def _row(sweep: Sweep, at: int) -> dict[str, Any]:
     cell, effect = sweep.cells[at], sweep.effects[at]
     row: dict[str, Any] = {"place": cell.name, "layer": cell.layer}
     if cell.position is not None:
         row["position"] = sweep.labels[cell.position]
     if cell.unit is not None:
-        row[_unit(sweep)] = cell.unit
+        row[unit_of(sweep)] = cell.unit
     row |= effect_columns(effect)
     if cell.position is not None:
         row["elsewhere"] = sweep.elsewhere[at]
+    if sweep.others is not None:
+        row["others"] = sweep.others[at]
     if sweep.untrained is not None:
         row["untrained"] = sweep.untrained[at]
     return row
 
 
 def effect_columns(effect: CellEffect | None) -> dict[str, Any]:
-    """Return the columns of a table that hold a cell's numbers."""
     """Return a place's numbers as columns of a table, each interval as two; None where undefined."""
     names = ("effect", "null", "adjusted")
     if effect is None:
@@ -130,30 +150,31 @@ def pair_rows(subject: HookedSubject, pairs: Pairs, m_clean: np.ndarray, m_corru
     ]
 
 
-def _unit(sweep: Sweep) -> str:
-    return "head" if sweep.places.component == "attn_head" else "neuron"
+def unit_of(sweep: Sweep) -> str:
+    """Return what one part of the component is called."""
+    return UNITS.get(sweep.places.component, "unit")
 
 
 def place_name(sweep: Sweep, cell: Cell) -> str:
-    """Return a place in words."""
     """Return a place as people read it."""
     parts = [f"layer {cell.layer}"]
-    parts += [] if cell.unit is None else [f"{_unit(sweep)} {cell.unit}"]
+    parts += [] if cell.unit is None else [f"{unit_of(sweep)} {cell.unit}"]
     parts += [] if cell.position is None else [f"at {sweep.labels[cell.position]}"]
     return " ".join(parts)
 
 
 def _figures(result: ExperimentResult, sweep: Sweep, variables: ActivationPatchingVariables) -> None:
-    verb = "restores" if variables.direction == "denoise" else "breaks"
+    what = f"What {named(sweep, variables)} {'restores' if variables.direction == 'denoise' else 'breaks'} of the {sweep.metric.name} gap"
     by_position, by_unit = sweep.cells[0].position is not None, sweep.cells[0].unit is not None
     axes = [("position", "position and token")] if by_position else []
-    axes += [(_unit(sweep), _unit(sweep))] if by_unit else []
+    axes += [(unit_of(sweep), unit_of(sweep))] if by_unit else []
+    axes = axes if sweep.latents is None else []
     for column, label in axes:
         for value, words in (("adjusted", "less the same step in random directions"), ("effect", "as measured")):
             name = f"{value}_by_{column}"
-            title = f"What {sweep.places.component} {verb} of the {sweep.metric.name} gap, {words}"
+            title = f"{what}, {words}"
             figure = Figure(name=name, table="patches", kind="heatmap", x=column, y=[value], series="layer", title=title)
-            result.figures.append(figure.model_copy(update={"x_label": label, "y_label": "layer"}))
+            result.figures.append(figure.model_copy(update={"x_label": label, "y_label": "layer", "value_label": "share of the gap"}))
     result.figures.append(
         Figure(
             name="largest",
@@ -163,12 +184,37 @@ def _figures(result: ExperimentResult, sweep: Sweep, variables: ActivationPatchi
             y=["adjusted"],
             low="adjusted_low",
             high="adjusted_high",
-            title=f"The places of {sweep.places.component} with the largest effect beyond random directions",
+            title=f"The places of {named(sweep, variables)} with the largest effect beyond random directions",
             x_label="place",
             y_label="effect - null",
             reference=0.0,
         )
     )
+
+
+def named(sweep: Sweep, variables: ActivationPatchingVariables) -> str:
+    """Return what is patched, with how where that is no other prompt's run."""
+    site = f" ({next(iter(sweep.places.sites.values()))})" if sweep.latents else ""
+    return sweep.places.component + site + ("" if variables.ablation == "resample" else f" by {variables.ablation} ablation")
+
+
+def _map_of_latents(
+    result: ExperimentResult, sweep: Sweep, variables: ActivationPatchingVariables, ranked: list[tuple[Cell, CellEffect]]
+) -> None:
+    """Add the heatmap of the latents with the largest effects over positions; where a latent does not move its effect is exactly 0."""
+    latents = list(dict.fromkeys(cell.unit for cell, _ in ranked))[:MAPPED]
+    found = {(cell.unit, cell.position): effect.adjusted.estimate for cell, effect in ranked}
+    positions = [at for at in sweep.labels if any(cell.position == at for cell in sweep.cells)]
+    rows = [
+        {"latent": f"latent {latent}", "position": sweep.labels[at], "adjusted": found.get((latent, at), 0.0)}
+        for latent in latents
+        for at in positions
+    ]
+    about = f"The {len(latents)} latents with the largest adjusted effects, by position; 0 where a latent does not move in any pair."
+    result.add_table("latents", rows, description=about)
+    title = f"Where {named(sweep, variables)} matters for {sweep.metric.name}, beyond random directions"
+    figure = Figure(name="latents_by_position", table="latents", kind="heatmap", x="position", y=["adjusted"], series="latent", title=title)
+    result.figures.append(figure.model_copy(update={"x_label": "position and token", "y_label": "latent"}))
 
 
 def _numbers(
@@ -186,6 +232,8 @@ def _numbers(
         if group.effect is not None:
             found |= {f"joint_{name}/{group.name}": each for name, each in estimates_of(group.effect, variables.controls).items()}
     result.metrics |= {name: each.value for name, each in found.items()}
+    if sweep.latents is not None:
+        result.metrics |= {"latents/asked": float(sweep.latents.asked), "latents/patched": float(sweep.latents.patched)}
     record(result, found)
 
 
@@ -201,7 +249,6 @@ def baselines(m_clean: np.ndarray, m_corrupted: np.ndarray, n_bootstrap: int, se
 
 
 def estimates_of(effect: CellEffect, draws: int) -> dict[str, Estimate]:
-    """Return a cell's effect, null and their difference with what each is judged by."""
     """Return `effect`, `null` and `adjusted` of a place with what each is judged by."""
     null, both = f"norm-matched random directions ({draws} draws)", "bootstrap over pairs and draws"
 
@@ -241,6 +288,10 @@ def _warnings(sweep: Sweep, variables: ActivationPatchingVariables) -> list[str]
     if variables.untrained and sweep.untrained is None:
         found.append(f"there is no untrained control: it is not known how the model of a {sweep.subject.kind} subject is made")
     found += [_hidden(group) for group in sweep.joints if _hides(group)]
+    if variables.ablation != "resample":
+        found.append(f"ablation: {variables.ablation}: {done_to(sweep, variables)}, which no prompt may ever bring about")
+    if sweep.latents is not None and (silent := sweep.latents.asked - sweep.latents.patched):
+        found.append(f"{silent} of {sweep.latents.asked} latents move at no patched position: their effect is exactly 0, without a row")
     return found
 
 

@@ -1,6 +1,6 @@
 """`attribution_patching`: estimate from gradients what patching each place would do, and check the estimate on a sample of places.
 
-Two forward passes and one backward pass give every layer, position, head or neuron of a component at once (Nanda 2023); with
+Two forward passes and one backward pass give every layer, position, head, neuron or SAE latent of a component at once (Nanda 2023); with
 `method: integrated` the gradient is averaged on the way between the two runs (Sundararajan et al. 2017).
 """
 
@@ -71,7 +71,8 @@ EXPERIMENT = Experiment(
     run=run,
     check=check,
     modes=("observational", "interventional"),
-    inputs={"subject": False},
+    inputs={"subject": False, "sae": False},
     example=_EXAMPLE,
     headlines=("top/null_effect", "top/effect", "top/adjusted_effect", "agreement/correlation"),
+    ranking=("patches", "adjusted"),
 )

@@ -2,28 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from mlinterp.determinism import numpy_stream, torch_stream
 from mlinterp.errors import ExperimentError, SpecError
-from mlinterp.experiments.activation_patching_measure import Cell, Joint, Sweep, cells_of, columns_of, elsewhere_of, joints_of, ratio_of
+from mlinterp.experiments.activation_patching_latents import Asked, Columns, asked_of, patcher_of
+from mlinterp.experiments.activation_patching_measure import (
+    Cell,
+    Joint,
+    Sweep,
+    cells_of,
+    columns_of,
+    counted,
+    drawn_anew,
+    elsewhere_of,
+    joints_of,
+    latents_of,
+    others_of,
+    ratio_of,
+)
 from mlinterp.experiments.activation_patching_measure import changes_of as exact_changes
 from mlinterp.experiments.attribution_patching import AttributionPatchingVariables
 from mlinterp.experiments.base import Context
+from mlinterp.interventions.attribution_latents import LatentSlopes, latent_slopes
 from mlinterp.interventions.attribution_patching import Slopes, slopes
 from mlinterp.interventions.metrics import Metric, MetricRegistry
 from mlinterp.interventions.patch_effects import cell_effects, gaps_of
-from mlinterp.interventions.patch_places import Places, places
 from mlinterp.interventions.patching import Patcher
 from mlinterp.interventions.untrained import untrained
 from mlinterp.progress import Task
 from mlinterp.subjects.hooked import HookedSubject
 from mlinterp.subjects.pairs import Pairs, tokenise
 from mlinterp.subjects.pairs_declared import read_pairs
-
-Columns = dict[int | None, dict[int, int | None]]
 
 
 @dataclass(frozen=True)
@@ -62,26 +76,27 @@ def measure(context: Context) -> Estimated:
     if not isinstance(subject, HookedSubject):
         raise SpecError(f"'{subject.name}' is a {subject.kind} subject", field="subject", allowed="one whose hook points are passed once")
     pairs = tokenise(declared, subject, variables.align)
-    where = places(subject, variables.component, variables.layers)
+    asked = asked_of(context, subject)
     columns = columns_of(pairs, variables.swept)
-    cells = cells_of(columns, where, variables)
     twin = untrained(subject, context.seed) if variables.untrained else None
     with context.reporter.task("pairs", len(pairs) * (1 + (twin is not None))) as task:
-        found = _slopes(subject, pairs, where, metric, variables, task)
-        random_model = None if twin is None else _slopes(twin, pairs, where, metric, variables, task)
+        found = _slopes(asked, subject, pairs, metric, variables, task)
+        steps = found.steps if isinstance(found, LatentSlopes) else None
+        cells = cells_of(columns, asked.places, variables, steps)
+        random_model = None if twin is None else _slopes(asked, twin, pairs, metric, variables, task, latents_of(cells))
     gaps = gaps_of(found.m_base, found.m_source, metric.name)
-    changes = estimated_changes(found.effects(), cells, columns)
+    changes = estimated_changes(found, found.effects(), cells, columns)
     if not all(np.isfinite(each).all() for each in found.effects().values()):
         raise ExperimentError(f"{metric.name} has no finite gradient at the run that is patched")
     draws = [found.random_effects(torch_stream(context.seed, "random_direction", draw)) for draw in range(variables.controls)]
-    nulls = np.stack([estimated_changes(each, cells, columns) for each in draws])
-    effects = cell_effects(changes, nulls, gaps, variables.n_bootstrap, context.seed)
+    nulls = np.stack([estimated_changes(found, each, cells, columns) for each in draws])
+    effects = cell_effects(changes, nulls, gaps, variables.n_bootstrap, context.seed, drawn_anew=drawn_anew(variables))
     checked: list[Checked] = []
     joints: list[Joint] = []
     known = [at for at, effect in enumerate(effects) if effect is not None]
     if variables.check_exact and known:
-        patcher = Patcher(subject, pairs, where, metric, variables.direction)
-        lengths = np.nansum(estimated_changes(found.lengths(), cells, columns), axis=0)
+        patcher = patcher_of(asked, subject, pairs, metric, variables)
+        lengths = np.nansum(estimated_changes(found, found.lengths(), cells, columns), axis=0)
         differing = [at for at in known if lengths[at] > 0]
         checked = _checked(patcher, differing, cells, columns, changes, gaps, context)
         moved = [patcher.moved(torch_stream(context.seed, "random_direction", draw)) for draw in range(variables.controls)]
@@ -91,17 +106,19 @@ def measure(context: Context) -> Estimated:
         subject,
         pairs,
         metric,
-        where,
+        asked.places,
         pairs.labels(subject),
         cells,
         effects,
         elsewhere_of(cells, effects) if len(columns) > 1 else [None] * len(cells),
         None
         if random_model is None
-        else [ratio_of(column, gaps) for column in estimated_changes(random_model.effects(), cells, columns).T],
+        else [ratio_of(column, gaps) for column in estimated_changes(random_model, random_model.effects(), cells, columns).T],
         joints,
         found.m_base if clean_first else found.m_source,
         found.m_source if clean_first else found.m_base,
+        None if steps is None else others_of(cells, effects, steps),
+        counted(asked, variables, cells),
     )
     return Estimated(sweep, checked, _completeness(found, gaps))
 
@@ -120,14 +137,28 @@ def _checked(
 
 
 def _slopes(
-    subject: HookedSubject, pairs: Pairs, where: Places, metric: Metric, variables: AttributionPatchingVariables, task: Task
-) -> Slopes:
-    steps = variables.ig_steps if variables.method == "integrated" else 0
-    return slopes(subject, pairs, where, metric, variables.direction, ig_steps=steps, batch_size=variables.batch_size, done=task.advance)
+    asked: Asked,
+    subject: HookedSubject,
+    pairs: Pairs,
+    metric: Metric,
+    variables: AttributionPatchingVariables,
+    task: Task,
+    latents: list[int] | None = None,
+) -> Slopes | LatentSlopes:
+    where, direction, batch_size = asked.places, variables.direction, variables.batch_size
+    ig_steps = variables.ig_steps if variables.method == "integrated" else 0
+    how: Callable[..., Slopes | LatentSlopes] = partial(slopes, subject, pairs, where, metric, direction)
+    if asked.sae is not None:
+        chosen = latents or variables.latents
+        how = partial(latent_slopes, asked.sae, subject, pairs, where, metric, direction, latents=chosen)
+    return how(ablation=variables.ablation, ig_steps=ig_steps, batch_size=batch_size, done=task.advance)
 
 
-def estimated_changes(effects: dict[int, np.ndarray], cells: list[Cell], columns: Columns) -> np.ndarray:
+def estimated_changes(found: Slopes | LatentSlopes, effects: dict[int, np.ndarray], cells: list[Cell], columns: Columns) -> np.ndarray:
     """Return the change of each cell, `[pair, cell]`, from that of each place, layer to `[pair, pos, unit]`; NaN where there is none."""
+    units = [cell.unit or 0 for cell in cells]
+    if isinstance(found, LatentSlopes):
+        units = np.searchsorted(found.steps.latents.cpu().numpy(), units).tolist()
     at: dict[tuple[int, int | None], np.ndarray] = {}
     for layer, each in effects.items():
         for position, where in columns.items():
@@ -135,10 +166,10 @@ def estimated_changes(effects: dict[int, np.ndarray], cells: list[Cell], columns
             for pair, column in where.items():
                 there[pair] = each[pair].sum(axis=0) if column is None else each[pair, column]
             at[layer, position] = there
-    return np.stack([at[cell.layer, cell.position][:, cell.unit or 0] for cell in cells], axis=1)
+    return np.stack([at[cell.layer, cell.position][:, unit] for cell, unit in zip(cells, units, strict=True)], axis=1)
 
 
-def _completeness(found: Slopes, gaps: np.ndarray) -> list[Completeness]:
+def _completeness(found: Slopes | LatentSlopes, gaps: np.ndarray) -> list[Completeness]:
     total = gaps.sum()
     added = {layer: each.sum() for layer, each in found.effects().items()}
     return [Completeness(layer, float(added[layer] / total), float(exact.sum() / total)) for layer, exact in found.whole.items()]

@@ -9,7 +9,7 @@ import numpy as np
 
 from mlinterp.estimates import LEVEL, record
 from mlinterp.experiments.activation_patching_measure import Sweep
-from mlinterp.experiments.activation_patching_report import place_name
+from mlinterp.experiments.activation_patching_report import OTHERS, done_to, place_name
 from mlinterp.experiments.activation_patching_report import report as report_sweep
 from mlinterp.experiments.attribution_patching import AttributionPatchingVariables
 from mlinterp.experiments.attribution_patching_measure import Checked, Completeness, Estimated
@@ -40,10 +40,10 @@ def _reword(result: ExperimentResult, sweep: Sweep, variables: AttributionPatchi
     how = "no activation is replaced" if variables.method == "gradient" else "activations are set between those of both runs"
     metric = sweep.metric
     result.tables["patches"].description = (
-        f"Estimates ({result.mode}: {how}) of what patching each place does: (source - own activation) · {slope}. "
+        f"Estimates ({result.mode}: {how}) of what each patch does ({done_to(sweep, variables)}): its step · {slope}. "
         f"effect: share of the gap in {metric.name} (version {metric.version}: {metric.description}) between the two runs; null: steps as "
         "long in random directions along the same gradient; adjusted: effect - null, with 95 % intervals over pairs; elsewhere: mean "
-        "estimate at the layer's other positions; untrained: in the model with random weights."
+        f"estimate at the layer's other positions; {OTHERS if sweep.others else ''}untrained: in the model with random weights."
     )
     result.tables["largest"].description = "The places with the largest adjusted estimate, and steps as long in random directions."
     if "joint" in result.tables:

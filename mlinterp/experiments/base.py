@@ -93,6 +93,7 @@ class Experiment:
         produces: the role its output plays as another step's input (`subject`, `trace`, `sae`), if any.
         headlines: metrics that a sweep over it is read by, where a run has them.
         frontiers: pairs of metrics that trade against each other: a sweep draws the second against the first.
+        ranking: the table of what it found and the column by whose size its rows are ranked, for a type that ranks places, parts or edges.
     """
 
     type: str
@@ -109,3 +110,4 @@ class Experiment:
     produces: str | None = None
     headlines: tuple[str, ...] = ()
     frontiers: tuple[tuple[str, str], ...] = ()
+    ranking: tuple[str, str] | None = None

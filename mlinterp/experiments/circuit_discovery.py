@@ -49,7 +49,12 @@ class CircuitDiscoveryVariables(PairVariables):
         description="eap, eap_ig: the circuit is the smallest as faithful as this on the pairs that choose it, of `sizes` if given",
     )
     held_out: float = Field(0.5, gt=0, lt=1, description="share of the pairs that judge the circuit and do not choose it")
-    random_circuits: int = Field(5, ge=2, le=100, description="random circuits of each size that faithfulness is compared with")
+    random_circuits: int = Field(
+        5,
+        ge=2,
+        le=100,
+        description="random circuits of each size, grown from the logits as found ones are, that faithfulness is compared with",
+    )
     exact: int = Field(32, ge=2, le=1000, description="largest edges that are cut by themselves too, to see how good their scores are")
     batch_size: int = Field(
         64, ge=1, le=65_536, description="runs a batch; one that does not fit in memory is split. It changes the last digits of float32"
@@ -109,7 +114,9 @@ EXPERIMENT = Experiment(
     check=check,
     modes=("interventional",),
     inputs={"subject": False},
+    produces="circuit",
     example=_EXAMPLE,
     headlines=("circuit/null_faithfulness", "circuit/faithfulness", "circuit/adjusted_faithfulness"),
+    ranking=("edges", "score"),
     frontiers=(("circuit/n_edges", "circuit/faithfulness"),),
 )

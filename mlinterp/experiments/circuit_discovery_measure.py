@@ -20,6 +20,7 @@ from mlinterp.experiments.circuit_discovery import CircuitDiscoveryVariables
 from mlinterp.interventions.metrics import MetricRegistry
 from mlinterp.interventions.patch_effects import gaps_of
 from mlinterp.subjects.hooked import HookedSubject
+from mlinterp.subjects.huggingface import HuggingFaceSubject
 from mlinterp.subjects.pairs import Pairs, tokenise, tokens_of
 from mlinterp.subjects.pairs_declared import PromptPair, read_pairs
 
@@ -167,9 +168,9 @@ def _split(n: int, held_out: float, seed: int) -> tuple[list[int], list[int]]:
 
 
 def _kind(subject: HookedSubject) -> tuple[type[Machine], Graph]:
-    if declared.is_declared(subject):
-        return declared.DeclaredMachine, declared.graph_of(subject)
-    return transformer.TransformerMachine, transformer.graph_of(subject)
+    if isinstance(subject, HuggingFaceSubject):
+        return transformer.TransformerMachine, transformer.graph_of(subject)
+    return declared.DeclaredMachine, declared.graph_of(subject)
 
 
 def _pairs(given: Sequence[PromptPair], subject: HookedSubject) -> Pairs:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from mlinterp.circuits.faithfulness import Judged
+from mlinterp.circuits.written import SCHEMA, edges_of, pair_digests
 from mlinterp.determinism import numpy_stream
 from mlinterp.estimates import bounds, record
 from mlinterp.experiments.base import Context
@@ -48,20 +49,18 @@ def report(found: Found, context: Context) -> ExperimentResult:
 
 def _circuit(found: Found, variables: CircuitDiscoveryVariables) -> dict[str, Any]:
     graph, scores = found.graph, np.nan_to_num(found.search.scores)
-    edges = [
-        {"from": graph.nodes[node].name, "to": graph.reads[read].name, "score": float(scores[read, node])}
-        for read, node in np.argwhere(found.circuit).tolist()
-    ]
     return {
-        "schema": "mlinterp.circuit.v1",
+        "schema": SCHEMA,
         "subject": found.machine.subject.name,
+        "subject_sha256": found.machine.subject.digest(),
+        "chosen_on": pair_digests(found.machine.pairs, found.choosing),
         "method": variables.method,
         "ablation": variables.ablation,
         "metric": {"name": found.machine.metric.name, "version": found.machine.metric.version},
         "threshold": variables.threshold,
         "target": None if variables.method == "acdc" else variables.target,
         "nodes": [graph.nodes[node].name for node in np.flatnonzero(found.circuit.any(axis=0)).tolist()],
-        "edges": sorted(edges, key=lambda edge: -abs(edge["score"])),
+        "edges": edges_of(graph, found.circuit, scores),
         "graph": {"nodes": len(graph.nodes), "edges": graph.n_edges},
         "faithfulness": None if found.judged.faithfulness is None else found.judged.faithfulness.effect.estimate,
     }
@@ -146,9 +145,8 @@ def _curve(result: ExperimentResult, found: Found, variables: CircuitDiscoveryVa
         "Interventional: circuits of the edges ranked first, all other edges cut (the read sees "
         f"{_REPLACED[variables.ablation]}), on held-out pairs with 95 % intervals. faithfulness: share of the gap in "
         f"{found.machine.metric.name} that the circuit restores; completeness: share lost when the circuit is cut and all else kept; null: "
-        "of random circuits of as many edges; adjusted: less these; minimality: share of (at most 32) edges whose cut changes faithfulness "
-        "by "
-        f"{variables.threshold:g} or more; on_choosing_pairs: faithfulness on the pairs that chose."
+        "of random circuits of as many edges, grown from the logits too; adjusted: less these; minimality: share of (at most 32) edges "
+        f"whose cut changes faithfulness by {variables.threshold:g} or more; on_choosing_pairs: faithfulness on the pairs that chose."
     )
     result.add_table("curve", rows, description=about)
     compared = []
@@ -194,6 +192,7 @@ def _figures(result: ExperimentResult) -> None:
             title="Share of the behaviour lost when all that a head or MLP writes is replaced",
             x_label="head or MLP",
             y_label="layer",
+            value_label="share lost",
         ),
     ]
 

@@ -8,7 +8,8 @@ from pydantic import Field
 
 from mlinterp.errors import ExperimentError
 from mlinterp.experiments.base import Context, Experiment
-from mlinterp.experiments.readings import Positions, ReadingVariables, read
+from mlinterp.experiments.readings import Positions, ReadingVariables, read, warnings_of
+from mlinterp.interventions.prompts import Asked
 from mlinterp.result import ExperimentResult
 
 
@@ -29,7 +30,7 @@ class DirectLogitAttributionVariables(ReadingVariables):
 
 
 def run(context: Context) -> ExperimentResult:
-    """Find whose logits are meant, take them and those of other answers apart, and tabulate."""
+    """Find whose logits are meant, take them apart, beside those of all answers, and tabulate."""
     from mlinterp.experiments.direct_logit_attribution_report import fill
     from mlinterp.experiments.direct_logit_attribution_rows import chosen_rows, taken_apart
     from mlinterp.interventions.logit_attribution import Attributor
@@ -38,20 +39,23 @@ def run(context: Context) -> ExperimentResult:
     variables: DirectLogitAttributionVariables = context.variables
     subject = context.load_subject()
     attributor = Attributor(subject)
-    reading = read(subject, variables)
-    require_true(attributor.readout, subject, reading.examples.take(range(min(2, len(reading.examples)))))
-    rows = chosen_rows(subject, reading, variables.positions, _answer(variables), variables.of, variables.batch_size)
+    reading = read(subject, variables, context.root)
+    require_true(attributor.readout, subject, reading.examples.take([0]))
+    rows = chosen_rows(subject, reading, variables.positions, _answer(variables, reading), variables.of, variables.batch_size)
     if not len(rows):
         raise ExperimentError(f"none of the {len(reading.examples)} examples has a target at these positions (positions, answer)")
-    own, others = taken_apart(attributor, reading.examples, rows, variables.batch_size, context.seed)
+    found = taken_apart(attributor, reading.examples, rows, variables.batch_size)
     result = ExperimentResult(mode="observational")
     result.diagnostics.n_contexts_tested = len(reading.examples)
-    return fill(result, subject, attributor, reading.examples, rows, own, others, context.seed)
+    result.diagnostics.warnings += warnings_of(len(set(rows.example.tolist())))
+    return fill(result, subject, attributor, reading.examples, rows, found, context.seed)
 
 
-def _answer(variables: DirectLogitAttributionVariables) -> Literal["target", "model"]:
+def _answer(variables: DirectLogitAttributionVariables, reading: Asked) -> Literal["target", "model"]:
     if variables.answer is not None:
         return variables.answer
+    if variables.pairs is not None:
+        return "target" if bool(reading.examples.scored.any(dim=1).all()) else "model"
     given = variables.prompts is not None and all(prompt.answer is not None for prompt in variables.prompts)
     return "target" if given else "model"
 
@@ -71,4 +75,5 @@ EXPERIMENT = Experiment(
     inputs={"subject": False},
     example=_EXAMPLE,
     headlines=("dla/logit", "dla/completeness_error"),
+    ranking=("terms", "mean"),
 )

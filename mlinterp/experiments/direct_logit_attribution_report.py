@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from mlinterp.estimates import PerExample, means, record
 from mlinterp.experiments.direct_logit_attribution_rows import LogitRows
@@ -19,7 +18,7 @@ MOST_ROWS = 2000
 """Rows that the table of single logits holds at most."""
 MOST_TERMS = 500
 """Terms that have a metric of their own, the largest; tables hold all."""
-NULL = "the same terms towards the answer of another position"
+NULL = "the same terms towards the answers of all positions, in their mean"
 
 
 def fill(
@@ -29,13 +28,12 @@ def fill(
     examples: Examples,
     rows: LogitRows,
     own: Attribution,
-    others: Tensor,
     seed: int,
 ) -> ExperimentResult:
-    """Put the terms of every row, beside those of other answers, into the result."""
+    """Put the terms of every row, beside those towards all answers, into the result."""
     groups = _groups(attributor.terms)
     example, n = rows.example, len(examples)
-    values, controls = own.values.numpy(), others.numpy()
+    values, controls = own.values.numpy(), own.beside.numpy()
     scores = {name: _per_example(values[:, at].sum(axis=1), example, n) for name, at in groups.items()}
     against = {name: _per_example(controls[:, at].sum(axis=1), example, n) for name, at in groups.items()}
     found = means({**scores, "dla/logit": _per_example(own.logit.numpy(), example, n)}, seed)
@@ -73,9 +71,11 @@ def _per_example(values: np.ndarray, example: np.ndarray, n: int) -> PerExample:
     return PerExample(total, np.bincount(example[known], minlength=n).astype(float))
 
 
-def _p(score: PerExample, control: PerExample) -> float:
-    """Return the p value of "towards its own answer as towards another": the paired t test over examples."""
+def _p(score: PerExample, control: PerExample) -> float | None:
+    """Return the p value of "towards its own answer as towards all of them": the paired t test over examples; None for a single one."""
     both = (score.weight > 0) & (control.weight > 0)
+    if both.sum() < 2:
+        return None
     return mean_t_p(score.total[both] / score.weight[both] - control.total[both] / control.weight[both])
 
 
@@ -98,29 +98,14 @@ def _add_terms(result: ExperimentResult, terms: tuple[Term, ...], found: Mapping
 
     about = (
         "Observational: what each part of the model writes straight towards the logit (or the difference of two), in logits, with the "
-        "final norm's scale frozen at each position; the terms sum to the logit. control: the same towards the answer of another position; "
-        "p: paired t test over examples of term minus control; p_adj: Benjamini–Hochberg over all terms. Intervals: 95 % over examples."
+        "final norm's scale frozen at each position; the terms sum to the logit. control: the same towards the mean of all answers, as "
+        "much as a term adds that says the same whatever is asked; p: paired t test over examples of term minus control; p_adj: "
+        "Benjamini–Hochberg over all terms. Intervals: 95 % over examples."
     )
     table = [
         {"term": term.name, "kind": term.kind, "layer": term.layer, "head": term.head, **row(f"attribution/{term.name}")} for term in terms
     ]
     result.add_table("terms", table, description=about)
-    heads = [entry for entry in table if entry["kind"] == "head"]
-    if heads:
-        result.add_table("heads", heads, description=f"{about} Heads alone.")
-        result.figures.append(
-            Figure(
-                name="heads",
-                table="heads",
-                kind="heatmap",
-                x="head",
-                y=["mean"],
-                series="layer",
-                title="What each head writes towards the answer's logit",
-                x_label="head",
-                y_label="layer",
-            )
-        )
     components = [entry for entry in table if entry["kind"] not in ("head", "attention_bias")]
     whole = [name for name in found if name.endswith(".attention") and name.removeprefix("attribution/") not in {e["term"] for e in table}]
     components += [
@@ -140,10 +125,27 @@ def _add_terms(result: ExperimentResult, terms: tuple[Term, ...], found: Mapping
             y=["mean", "control"],
             low="low",
             high="high",
-            title="What each part of the model writes towards the answer's logit, and towards another answer's",
+            title="What each part of the model writes towards its answer, and towards all answers",
             y_label="logits",
         )
     )
+    heads = [entry for entry in table if entry["kind"] == "head"]
+    if heads:
+        result.add_table("heads", heads, description=f"{about} Heads alone.")
+        result.figures.append(
+            Figure(
+                name="heads",
+                table="heads",
+                kind="heatmap",
+                x="head",
+                y=["mean"],
+                series="layer",
+                title="What each head writes towards the answer",
+                x_label="head",
+                y_label="layer",
+                value_label="logits",
+            )
+        )
 
 
 def _add_examples(

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mlinterp.determinism import numpy_stream
+from mlinterp.interventions.attribution_runs import halved
 from mlinterp.interventions.logit_attribution import Attribution, Attributor
 from mlinterp.interventions.prompts import Asked
 from mlinterp.subjects.base import IGNORED, Examples, Subject
+
+Found = TypeVar("Found")
 
 
 class LogitRows(NamedTuple):
@@ -43,48 +45,49 @@ def chosen_rows(
     of: Literal["logit", "logit_diff"],
     batch_size: int,
 ) -> LogitRows:
-    """Return the rows of a spec; positions without a target are none where targets are asked for."""
+    """Return the rows of a spec; positions without a target are none where targets are asked for.
+
+    A batch that does not fit in memory is halved.
+    """
     examples = reading.examples
     whole = examples.take(range(len(examples)))
     chosen = subject.positions(whole, positions)[:, subject.n_prefix :]
     if answer == "target":
         chosen = chosen & whole.scored
-    answers, rivals = [], []
-    for start, batch in zip(range(0, len(examples), batch_size), examples.batches(batch_size), strict=True):
-        here = chosen[start : start + len(batch)]
+
+    def best(numbers: Sequence[int]) -> tuple[Tensor, Tensor]:
+        batch, here = examples.take(numbers), chosen[numbers[0] : numbers[-1] + 1]
         outputs = subject.forward(batch)
         assert outputs is not None
         logits = outputs.logits[here].float().cpu()
         own = batch.targets[here] if answer == "target" else logits.argmax(dim=-1)
-        answers.append(own)
-        rivals.append(logits.scatter(1, own[:, None], -torch.inf).argmax(dim=-1))
+        return own, logits.scatter(1, own[:, None], -torch.inf).argmax(dim=-1)
+
+    own_answers, rivals = map(torch.cat, zip(*_in_batches(len(examples), batch_size, best), strict=True))
     given = reading.wrong[chosen]
-    wrong = torch.where(given == IGNORED, torch.cat(rivals), given) if of == "logit_diff" else None
-    return LogitRows(chosen, torch.cat(answers), wrong)
+    none_given = (given == IGNORED) | (given == own_answers)  # the model's own answer may be the wrong one: less itself it would be zero
+    return LogitRows(chosen, own_answers, torch.where(none_given, rivals, given) if of == "logit_diff" else None)
 
 
-def taken_apart(attributor: Attributor, examples: Examples, rows: LogitRows, batch_size: int, seed: int) -> tuple[Attribution, Tensor]:
-    """Return the terms of every row, and the terms `[row, term]` of another row's answer in its place, NaN where all answers are alike."""
-    other = another_answer(rows.answer, seed)
-    own, others, done = [], [], 0
-    for start, batch in zip(range(0, len(examples), batch_size), examples.batches(batch_size), strict=True):
-        here = rows.chosen[start : start + len(batch)]
-        at = torch.arange(done, done + int(here.sum()))
-        done += len(at)
+def taken_apart(attributor: Attributor, examples: Examples, rows: LogitRows, batch_size: int) -> Attribution:
+    """Return the terms of every row, and beside them those towards the answers of all rows, NaN where all answers are alike.
+
+    A batch that does not fit in memory is halved.
+    """
+    every, example = attributor.towards_all(rows.answer, rows.wrong), torch.from_numpy(rows.example)
+
+    def apart(numbers: Sequence[int]) -> Attribution | None:
+        batch, here = examples.take(numbers), rows.chosen[numbers[0] : numbers[-1] + 1]
+        at = ((example >= numbers[0]) & (example <= numbers[-1])).nonzero()[:, 0]
         if not len(at):
-            continue
-        of_other = other[at].clamp_min(0)
-        own.append(attributor.attribute(batch, here, rows.answer[at], None if rows.wrong is None else rows.wrong[at]))
-        control = attributor.attribute(batch, here, rows.answer[of_other], None if rows.wrong is None else rows.wrong[of_other])
-        others.append(torch.where(other[at, None] < 0, torch.nan, control.values))
-    return Attribution(torch.cat([each.values for each in own]), torch.cat([each.logit for each in own])), torch.cat(others)
+            return None
+        return attributor.attribute(batch, here, rows.answer[at], None if rows.wrong is None else rows.wrong[at], every)
+
+    parts = [part for part in _in_batches(len(examples), batch_size, apart) if part is not None]
+    found = Attribution(*map(torch.cat, zip(*parts, strict=True)))
+    return found if len(rows.answer.unique()) > 1 else found._replace(beside=torch.full_like(found.beside, torch.nan))
 
 
-def another_answer(answers: Tensor, seed: int) -> Tensor:
-    """Return for each row a row with another answer, drawn by the seed, int64 `[row]`; -1 where there is none."""
-    rng, found = numpy_stream(seed, "another answer"), torch.full_like(answers, -1)
-    for token in answers.unique().tolist():
-        same, different = (answers == token).nonzero()[:, 0], (answers != token).nonzero()[:, 0]
-        if len(different):
-            found[same] = different[torch.from_numpy(rng.integers(0, len(different), size=len(same)))]
-    return found
+def _in_batches(n: int, batch_size: int, run: Callable[[Sequence[int]], Found]) -> Iterator[Found]:
+    for start in range(0, n, batch_size):
+        yield from halved(range(start, min(start + batch_size, n)), run, "example")

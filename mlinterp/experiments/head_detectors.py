@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 LENGTH = 50
 """Random tokens before they repeat, where the model has room for as many."""
+CONTROL_HEADS = 20
+"""Heads with weights in no order that there are at least: as many draws of the whole model as they take."""
 
 
 class HeadDetectorsVariables(Variables):
@@ -57,8 +59,10 @@ def run(context: Context) -> ExperimentResult:
         repeated = draw(*given)
         own = measure(attention, repeated, setting.layers, variables.batch_size)
         unrepeated = measure(attention, draw(*given, repeat=False), setting.layers, variables.batch_size)
-        with shuffled_weights(subject.model, context.seed):
-            shuffled = measure(attention, repeated, setting.layers, variables.batch_size)
+        shuffled = []
+        for number in range(-(-CONTROL_HEADS // sum(scores.shape[1] for scores in own["induction"]))):
+            with shuffled_weights(subject.model, context.seed, number):
+                shuffled.append(measure(attention, repeated, setting.layers, variables.batch_size))
     result = ExperimentResult(mode="observational")
     result.diagnostics.n_contexts_tested = variables.n_sequences
     if setting.left_out:
@@ -68,7 +72,10 @@ def run(context: Context) -> ExperimentResult:
 
 def _layers(attention: Attention, subject: Subject) -> list[int]:
     """Return which layers have patterns, as a short sequence shows them."""
-    return sorted(attention.patterns(subject.examples("train", 1).take([0])))
+    from mlinterp.interventions.attribution_runs import halved
+
+    first = subject.examples("train", 1).take([0])
+    return sorted(next(halved([first], lambda one: attention.patterns(one[0]), "example")))
 
 
 def _setting(subject: Subject, variables: HeadDetectorsVariables, layers: list[int]) -> _Setting:
@@ -114,4 +121,5 @@ EXPERIMENT = Experiment(
     inputs={"subject": False},
     example=_EXAMPLE,
     headlines=("induction/largest", "previous_token/largest", "duplicate_token/largest"),
+    ranking=("detected", "score"),
 )

@@ -200,4 +200,5 @@ EXPERIMENT = Experiment(
     inputs={"sae": False, "trace": False, "subject": False},
     example=_EXAMPLE,
     headlines=("top/control_effect", "top/effect", "top/adjusted_effect"),
+    ranking=("interventions", "adjusted_effect"),
 )

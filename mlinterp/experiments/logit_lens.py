@@ -8,7 +8,7 @@ from pydantic import Field
 
 from mlinterp.errors import ExperimentError
 from mlinterp.experiments.base import Context, Experiment
-from mlinterp.experiments.readings import Positions, ReadingVariables, read
+from mlinterp.experiments.readings import Positions, ReadingVariables, read, warnings_of
 from mlinterp.result import ExperimentResult
 
 if TYPE_CHECKING:
@@ -36,14 +36,15 @@ def run(context: Context) -> ExperimentResult:
     variables: LogitLensVariables = context.variables
     subject = context.load_subject()
     readout = readout_of(subject)
-    examples = read(subject, variables).examples
-    require_true(readout, subject, examples.take(range(min(2, len(examples)))))
+    examples = read(subject, variables, context.root).examples
+    require_true(readout, subject, examples.take([0]))
     reading = _reading(context, subject, readout)
     rows, layers = look(subject, readout, reading, examples, variables.positions, variables.top_k, variables.batch_size)
     if not len(rows.example):
         raise ExperimentError(f"none of the {len(examples)} examples has such a position (positions: {variables.positions})")
     result = ExperimentResult(mode="observational")
     result.diagnostics.n_contexts_tested = len(examples)
+    result.diagnostics.warnings += warnings_of(len(set(rows.example.tolist())))
     return fill(result, subject, rows, layers, len(examples), variables.shown, context.seed)
 
 

@@ -122,6 +122,8 @@ def _add_positions(result: ExperimentResult, rows: Rows, layers: Mapping[str, An
             y=["agreement"],
             series="layer",
             title="Share of examples where a layer's likeliest token is already the final one, by position",
+            value_label="share of examples",
+            full=1.0,
         )
     )
 
@@ -167,5 +169,7 @@ def _add_tokens(result: ExperimentResult, subject: Subject, rows: Rows, layers: 
             series="layer",
             title=f"Example {example + 1}: probability that each layer gives the model's own final token",
             x_label="token read (position, text)",
+            value_label="probability",
+            full=1.0,
         )
     )

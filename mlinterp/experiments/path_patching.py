@@ -27,13 +27,14 @@ class PathPatchingVariables(PatchVariables):
     senders: list[Name | Group] | None = Field(
         None,
         min_length=1,
-        description="what writes to the stream: embedding, blocks.N.head.H or blocks.N.mlp; a list of them is patched together; all, "
-        "each by itself, where left out",
+        description="what writes to the stream: embedding, blocks.N.head.H or blocks.N.mlp; a list of them is patched together; where "
+        "left out all, each by itself, or those of inputs.circuit",
     )
-    receivers: list[Name | Group] = Field(
-        ["logits"],
+    receivers: list[Name | Group] | None = Field(
+        None,
         min_length=1,
-        description="what reads it: blocks.N.head.H.q (or .k, .v), blocks.N.mlp or logits; a list of them is patched together",
+        description="what reads it: blocks.N.head.H.q (or .k, .v), blocks.N.mlp or logits; a list of them is patched together; where left "
+        "out the logits, or those of inputs.circuit. Without senders too, the paths are the circuit's edges",
     )
     positions: Literal["each", "all", "answer"] | list[int] = Field(
         "all", description="where the path begins: all positions at once, each by itself, the last token (answer), or position numbers"
@@ -61,7 +62,7 @@ def members(group: str | list[str]) -> list[str]:
 def check(_spec: Spec, variables: Variables, _roles: Collection[str]) -> None:
     """Refuse a name that is neither sender nor receiver, an unknown metric, and one that lacks a token."""
     assert isinstance(variables, PathPatchingVariables)
-    for field, groups, read in (("senders", variables.senders or [], sender), ("receivers", variables.receivers, receiver)):
+    for field, groups, read in (("senders", variables.senders or [], sender), ("receivers", variables.receivers or [], receiver)):
         for group in groups:
             for name in members(group):
                 read(name, f"variables.{field}")
@@ -92,7 +93,8 @@ EXPERIMENT = Experiment(
     run=run,
     check=check,
     modes=("interventional",),
-    inputs={"subject": False},
+    inputs={"subject": False, "circuit": False},
     example=_EXAMPLE,
     headlines=("top/null_effect", "top/effect", "top/adjusted_effect"),
+    ranking=("paths", "adjusted"),
 )

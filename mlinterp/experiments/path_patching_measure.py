@@ -12,7 +12,8 @@ from mlinterp.determinism import torch_stream
 from mlinterp.errors import SpecError
 from mlinterp.experiments.activation_patching_measure import columns_of, ratio_of
 from mlinterp.experiments.base import Context
-from mlinterp.experiments.path_patching import PathPatchingVariables, members
+from mlinterp.experiments.path_patching import PathPatchingVariables
+from mlinterp.experiments.path_patching_circuit import Asked, asked_of
 from mlinterp.interventions.metrics import Metric, MetricRegistry
 from mlinterp.interventions.patch_effects import CellEffect, cell_effects, gaps_of
 from mlinterp.interventions.path_patching import Path, PathPatcher, Written
@@ -58,30 +59,35 @@ class Paths:
     untrained: list[float | None] | None
     m_clean: np.ndarray
     m_corrupted: np.ndarray
+    warnings: tuple[str, ...] = ()
+    """What is to be said of the circuit whose edges the paths are."""
 
 
 class _Sweep:
     """All paths of one model."""
 
-    def __init__(self, patcher: PathPatcher, variables: PathPatchingVariables) -> None:
+    def __init__(self, patcher: PathPatcher, variables: PathPatchingVariables, asked: Asked) -> None:
         self.patcher, self.columns = patcher, columns_of(patcher.pairs, variables.positions)
-        senders = {each.name: each for each in patcher.senders}
-        receivers = {each.name: each for each in patcher.receivers}
-        chosen = [[name] for name in senders] if variables.senders is None else [members(group) for group in variables.senders]
-        asked = [members(group) for group in variables.receivers]
-        for field, what, named, known in (("senders", "sender", chosen, senders), ("receivers", "receiver", asked, receivers)):
-            for group in named:
+        senders = {each.name: each for each in patcher.runs.senders}
+        receivers = {each.name: each for each in patcher.runs.receivers}
+        named = [[name] for name in senders] if asked.senders is None else asked.senders
+        for field, what, groups, known in (("senders", "sender", named, senders), ("receivers", "receiver", asked.receivers, receivers)):
+            for group in groups:
                 require(group, known, f"variables.{field}", what)
-        self.receivers: list[list[Receiver]] = [[receivers[name] for name in group] for group in asked]
-        every: list[list[Sender]] = [[senders[name] for name in group] for group in chosen]
-        self.senders = [group for group in every if any(self._leads(group, to) for to in self.receivers)]
+        self.receivers: list[list[Receiver]] = [[receivers[name] for name in group] for group in asked.receivers]
+        every: list[list[Sender]] = [[senders[name] for name in group] for group in named]
         if variables.senders is not None:
-            self._refuse_loose(every)
+            self._refuse_unread(every)
+        if asked.senders is not None and variables.receivers is not None:
+            self._refuse_deaf(every)
+        self.receivers = [group for group in self.receivers if any(self._leads(each, group) for each in every)]
+        self.senders = [group for group in every if any(self._leads(group, to) for to in self.receivers)]
+        edges = None if asked.edges is None else {tuple(map(frozenset, edge)) for edge in asked.edges}
         self.cells = [
             Cell(a, b, position)
             for a, group in enumerate(self.senders)
             for b, to in enumerate(self.receivers)
-            if self._leads(group, to)
+            if self._leads(group, to) and (edges is None or (_names(group), _names(to)) in edges)
             for position in self.columns
         ]
 
@@ -103,22 +109,29 @@ class _Sweep:
 
     def _leads(self, senders: Sequence[Sender], receivers: Sequence[Receiver]) -> bool:
         """Whether something that one of the senders writes can be read by one of the receivers."""
-        return min(map(self.patcher.writing, senders)) < max(map(self.patcher.reading, receivers))
+        return min(map(self.patcher.runs.writing, senders)) < max(map(self.patcher.runs.reading, receivers))
 
-    def _refuse_loose(self, senders: Sequence[Sequence[Sender]]) -> None:
-        """Raise SpecError for a sender whose part no receiver reads, and for a receiver that reads no sender's."""
-        last = max(self.patcher.reading(each) for group in self.receivers for each in group)
-        first = min(self.patcher.writing(each) for group in senders for each in group)
+    def _refuse_unread(self, senders: Sequence[Sequence[Sender]]) -> None:
+        """Raise SpecError for a sender whose part no receiver reads."""
+        last = max(self.patcher.runs.reading(each) for group in self.receivers for each in group)
         for group in senders:
             for sender in group:
-                if self.patcher.writing(sender) >= last:
+                if self.patcher.runs.writing(sender) >= last:
                     allowed = "a sender that writes before a receiver reads"
                     raise SpecError(f"no receiver reads what {sender.name} writes", field="variables.senders", allowed=allowed)
+
+    def _refuse_deaf(self, senders: Sequence[Sequence[Sender]]) -> None:
+        """Raise SpecError for a receiver that reads no sender's part."""
+        first = min(self.patcher.runs.writing(each) for group in senders for each in group)
         for to in self.receivers:
             for receiver in to:
-                if self.patcher.reading(receiver) <= first:
+                if self.patcher.runs.reading(receiver) <= first:
                     allowed = "a receiver that reads after a sender writes"
                     raise SpecError(f"{receiver.name} reads nothing that a sender writes", field="variables.receivers", allowed=allowed)
+
+
+def _names(group: Sequence[Sender | Receiver]) -> frozenset[str]:
+    return frozenset(each.name for each in group)
 
 
 def measure(context: Context) -> Paths:
@@ -130,7 +143,9 @@ def measure(context: Context) -> Paths:
     if not isinstance(subject, HookedSubject):
         raise SpecError(f"'{subject.name}' is a {subject.kind} subject", field="subject", allowed="one whose hook points are passed once")
     pairs = tokenise(declared, subject, variables.align)
-    sweep = _Sweep(PathPatcher(subject, pairs, metric, variables.direction, variables.batch_size), variables)
+    circuit = context.inputs.get("circuit")
+    asked = asked_of(variables, None if circuit is None else circuit.path, subject, pairs)
+    sweep = _Sweep(PathPatcher(subject, pairs, metric, variables.direction, variables.batch_size), variables, asked)
     patcher = sweep.patcher
     gaps = gaps_of(patcher.m_base, patcher.m_source, metric.name)
     written = [patcher.written(group) for group in sweep.senders]
@@ -144,7 +159,7 @@ def measure(context: Context) -> Paths:
             nulls.append(sweep.changes([patcher.random(each, generator) for each in written], task))
         random_model = None
         if twin is not None:
-            other = _Sweep(PathPatcher(twin, pairs, metric, variables.direction, variables.batch_size), variables)
+            other = _Sweep(PathPatcher(twin, pairs, metric, variables.direction, variables.batch_size), variables, asked)
             random_model = other.changes([other.patcher.written(group) for group in other.senders], task)
     clean_first = variables.direction == "noise"
     return Paths(
@@ -155,8 +170,9 @@ def measure(context: Context) -> Paths:
         sweep.senders,
         sweep.receivers,
         sweep.cells,
-        cell_effects(changes, np.stack(nulls), gaps, variables.n_bootstrap, context.seed),
+        cell_effects(changes, np.stack(nulls), gaps, variables.n_bootstrap, context.seed, drawn_anew=True),
         None if random_model is None else [ratio_of(column, gaps) for column in random_model.T],
         patcher.m_base if clean_first else patcher.m_source,
         patcher.m_source if clean_first else patcher.m_base,
+        asked.warnings,
     )

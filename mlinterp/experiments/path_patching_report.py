@@ -46,7 +46,7 @@ def report(found: Paths, variables: PathPatchingVariables, seed: int) -> Experim
         min_delta=min(effects, default=None),
     )
     result.diagnostics.n_contexts_tested = len(found.pairs)
-    result.diagnostics.warnings += pair_warnings(found.m_clean, found.m_corrupted, found.metric.name)
+    result.diagnostics.warnings += [*found.warnings, *pair_warnings(found.m_clean, found.m_corrupted, found.metric.name)]
     if variables.untrained and found.untrained is None:
         result.diagnostics.warnings.append(
             f"there is no untrained control: it is not known how the model of a {found.subject.kind} subject is made"
@@ -89,7 +89,7 @@ def _figures(result: ExperimentResult, found: Paths) -> None:
     for value, words in (("adjusted", "less random directions"), ("effect", "as measured")):
         title = f"What a path carries of the {found.metric.name} gap, {words}"
         figure = Figure(name=f"{value}_by_{x}", table="paths", kind="heatmap", x=x, y=[value], series=rows, title=title)
-        result.figures.append(figure.model_copy(update={"x_label": label, "y_label": rows}))
+        result.figures.append(figure.model_copy(update={"x_label": label, "y_label": rows, "value_label": "share of the gap"}))
     result.figures.append(
         Figure(
             name="largest",
@@ -113,7 +113,19 @@ def _path(found: Paths, cell: Cell) -> str:
 
 
 def _short(group: Sequence[Sender | Receiver]) -> str:
-    return " + ".join(each.short for each in group)
+    """Return a group as axes show it: `L0.H1`, `L0.H0-3 + L0.MLP`; heads of one layer in a row are named together."""
+    alike: dict[tuple[int | None, str | None], list[int]] = {}
+    for each in group:
+        if each.head is not None:
+            alike.setdefault((each.layer, getattr(each, "letter", None)), []).append(each.head)
+    named = []
+    for each in group:
+        heads = sorted(alike.get((each.layer, getattr(each, "letter", None)), ())) if each.head is not None else []
+        if len(heads) < 2 or heads != list(range(heads[0], heads[-1] + 1)):
+            named.append(each.short)
+        elif each.head == heads[0]:
+            named.append(each.short.replace(f"H{heads[0]}", f"H{heads[0]}-{heads[-1]}"))
+    return " + ".join(named)
 
 
 def _full_name(found: Paths, cell: Cell) -> str:
@@ -121,10 +133,10 @@ def _full_name(found: Paths, cell: Cell) -> str:
 
 
 def _metric_name(found: Paths, cell: Cell) -> str:
-    """Return a path's name in metrics, `L0.H1_to_L1.H0.k.p3`; groups of several go by their number among all groups."""
-    groups: tuple[tuple[str, int, Sequence[Sender | Receiver]], ...] = (
-        ("senders", cell.senders, found.senders[cell.senders]),
-        ("receivers", cell.receivers, found.receivers[cell.receivers]),
+    """Return a path's name in metrics, `L0.H1_to_L1.H0-3.k.p3`; groups that have no such name go by their number among all groups."""
+    groups = (
+        ("senders", cell.senders, _short(found.senders[cell.senders])),
+        ("receivers", cell.receivers, _short(found.receivers[cell.receivers])),
     )
-    ends = [_short(group) if len(group) == 1 else f"{kind}{number}" for kind, number, group in groups]
+    ends = [f"{kind}{number}" if " + " in short else short for kind, number, short in groups]
     return "_to_".join(ends) + ("" if cell.position is None else f".p{cell.position}")

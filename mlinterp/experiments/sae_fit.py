@@ -278,13 +278,14 @@ def run(context: Context) -> ExperimentResult:
     from mlinterp.experiments.sae_fit_control import beside_random_init
     from mlinterp.experiments.sae_fit_data import from_stream, from_traces, sample_files
     from mlinterp.experiments.sae_fit_fitting import fitted, planned
-    from mlinterp.experiments.sae_fit_judging import compared, judge
+    from mlinterp.experiments.sae_fit_judging import compared, judge, require_examples
     from mlinterp.experiments.sae_fit_report import report, write_metrics
     from mlinterp.sae.files.checkpoint import save_sae
 
     started = time.monotonic()
     variables: SAEFitVariables = context.variables
     subject = None if context.spec.subject is None else context.load_subject()
+    require_examples(context, subject)
     result = ExperimentResult(model_file="sae.safetensors")
     stream = None
     if variables.stream is None:

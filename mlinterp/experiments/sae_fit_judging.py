@@ -107,6 +107,16 @@ class Judged:
         return found
 
 
+def require_examples(context: Context, subject: Subject | None) -> None:
+    """Refuse before the fit what could not be judged after it: raises SpecError where behaviour is asked of a split without examples."""
+    asked = context.variables.evaluate
+    if subject is None or not asked.substitution or context.variables.kind != "sae":
+        return
+    if not len(subject.examples(asked.split, 1, context.seed, **asked.options)):
+        allowed = "a split that has some, or evaluate.substitution: false"
+        raise SpecError(f"'{subject.name}' has no {asked.split} examples", field="variables.evaluate.split", allowed=allowed)
+
+
 def judge(context: Context, fit: Fit, sae: SAE, subject: Subject | None) -> Judged:
     """Judge a fitted SAE on held-out rows, beside controls, and in the model."""
     variables: SAEFitVariables = context.variables

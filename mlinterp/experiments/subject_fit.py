@@ -47,7 +47,7 @@ def run(context: Context) -> ExperimentResult:
                 kind="line",
                 x="step",
                 y=shown,
-                title=f"Held-out {name} while {subject.name} learns",
+                title=f"Scored while {subject.name} learns: {name}",
                 x_label="optimizer step",
                 y_label=name,
             )
@@ -57,10 +57,11 @@ def run(context: Context) -> ExperimentResult:
 
 
 def _panels(final: dict[str, float]) -> dict[str, list[str]]:
-    """Group the curve's columns by scale: shares of right answers in one panel, each other number in its own."""
+    """Group the curve's columns by scale: shares of right answers in one panel, cross-entropies in one, each other number in its own."""
     shares = [name for name in final if name.startswith(("exact", "token_acc", "q_halt_acc", "accuracy"))]
-    panels = {"accuracy": shares} if shares else {}
-    return panels | {name: [name] for name in final if name not in shares and name != "perplexity"}
+    losses = [name for name in final if name.startswith("ce_loss")]
+    panels = {name: some for name, some in (("accuracy", shares), ("ce_loss", losses)) if some}
+    return panels | {name: [name] for name in final if name not in (*shares, *losses, "perplexity")}
 
 
 EXPERIMENT = Experiment(

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from mlinterp.errors import ExperimentError, SpecError
 from mlinterp.experiments.base import Context, Experiment, Variables
+from mlinterp.experiments.readings import warnings_of
 from mlinterp.result import ExperimentResult
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ def run(context: Context) -> ExperimentResult:
     write_json(context.workdir / "tuned_lens.json", {**about, "layers": result.tables["layers"].rows})
     result.files.append("tuned_lens.json")
     result.diagnostics.n_contexts_tested = len(test)
+    result.diagnostics.warnings += warnings_of(len(test))
     return result
 
 

@@ -71,6 +71,8 @@ def fill(
                 "gain_high": gain.high,
                 "logit_lens_agreement": logit_lens.agreement[index].value,
                 "tuned_agreement": agreement.value,
+                "tuned_agreement_low": agreement.low,
+                "tuned_agreement_high": agreement.high,
                 "kept": kept[index],
             }
         )
@@ -98,8 +100,8 @@ def fill(
                 kind="line",
                 x="layer",
                 y=[f"tuned_{measure}", f"logit_lens_{measure}"],
-                low="tuned_kl_low" if measure == "kl" else None,
-                high="tuned_kl_high" if measure == "kl" else None,
+                low=f"tuned_{measure}_low",
+                high=f"tuned_{measure}_high",
                 title="Tuned lens beside the logit lens on held-out text",
                 y_label=label,
                 log_y=measure == "kl",

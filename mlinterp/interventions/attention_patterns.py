@@ -65,12 +65,14 @@ class Attention:
                 layer: torch.stack([states[site].float() for (at, _), site in sorted(self.sites.items()) if at == layer], dim=1)
                 for layer in layers
             }
+        assert isinstance(self.subject, HuggingFaceSubject)
         model: Any = self.subject.model.eval()
-        device = next(model.parameters()).device
-        output = model(input_ids=batch.inputs.to(device), attention_mask=batch.mask.to(device).long(), output_attentions=True)
-        if not output.attentions or any(each is None for each in output.attentions):
-            raise SpecError(f"'{self.subject.name}' gives no attention patterns", field="subject", allowed="a model of attention layers")
-        return {layer: pattern.float() for layer, pattern in enumerate(output.attentions)}
+        output = model(**self.subject.arguments(batch), output_attentions=True)
+        given, layers = output.attentions or (), self.subject.architecture.get_text_config().num_hidden_layers
+        if len(given) != layers or any(each is None for each in given):
+            why = f"'{self.subject.name}' gives the attention patterns of {sum(each is not None for each in given)} of its {layers} layers"
+            raise SpecError(why, field="subject", allowed="a model whose every layer is attention")
+        return {layer: pattern.float() for layer, pattern in enumerate(given)}
 
 
 def _declared(subject: Subject) -> dict[tuple[int, int], str]:
@@ -94,7 +96,7 @@ def sliding_windows(subject: Subject) -> dict[int, int]:
 
 
 @contextmanager
-def shuffled_weights(model: nn.Module, seed: int) -> Iterator[None]:
+def shuffled_weights(model: nn.Module, seed: int, draw: int = 0) -> Iterator[None]:
     """Shuffle the entries of every weight matrix while the block lasts: a model with the same weights in no order.
 
     Vectors (biases, the weights of norms) stay as they are. The model is as before afterwards, to the bit.
@@ -104,7 +106,7 @@ def shuffled_weights(model: nn.Module, seed: int) -> Iterator[None]:
     try:
         with torch.no_grad():
             for name, parameter in matrices:
-                order = torch.randperm(parameter.numel(), generator=torch_stream(seed, "shuffled weights", name)).to(parameter.device)
+                order = torch.randperm(parameter.numel(), generator=torch_stream(seed, "shuffled weights", draw, name)).to(parameter.device)
                 parameter.copy_(parameter.flatten()[order].view_as(parameter))
         yield
     finally:

@@ -10,12 +10,14 @@ saturated attention or metric has no slope. Integrated gradients (Sundararajan e
 over the way from a to a', all positions together, at the midpoints of `ig_steps` equal parts. Then the effects of a layer add up to
 what patching all of it does (completeness), but for the error of the midpoint rule, which is returned.
 
+Where an activation is ablated, a' is zero or a mean in place of the source run's. `attribution_latents` does the same for SAE latents.
+
 Each pair's numbers depend on nothing but the pair.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -26,7 +28,9 @@ from mlinterp.errors import SpecError
 from mlinterp.interventions.attribution_runs import answers_only, at_answers, halved, measured, tokens_asked
 from mlinterp.interventions.controls import derangement
 from mlinterp.interventions.metrics import Metric
+from mlinterp.interventions.patch_names import Ablation
 from mlinterp.interventions.patch_places import Places
+from mlinterp.interventions.patch_stand_ins import mean_at_positions, patched_positions, sums_at_positions
 from mlinterp.interventions.patching import Direction
 from mlinterp.interventions.replay import anatomy
 from mlinterp.subjects.base import Address, Examples, Tap
@@ -85,6 +89,8 @@ def slopes(
     *,
     ig_steps: int = 0,
     batch_size: int = 256,
+    ablation: Ablation = "resample",
+    steps: Mapping[int, Tensor] | None = None,
     done: Callable[[float], None] = lambda _: None,
 ) -> Slopes:
     """Return the slope of every place of a component in every pair.
@@ -97,9 +103,13 @@ def slopes(
         direction: which run is patched into which.
         ig_steps: parts of the way over which slopes are averaged; 0 takes the slope at the base run alone.
         batch_size: pairs a batch; halved where one does not fit in memory.
+        ablation: what stands in the place of an activation: the source run's, zero, or the mean over the pairs' source runs.
+        steps: what is added to the base runs' activations instead, layer to `[pair, pos, d]`.
         done: told how many pairs are done.
     """
-    runs = _Runs(subject, pairs, places, metric, direction, ig_steps)
+    runs = _Runs(subject, pairs, places, metric, direction, ig_steps, ablation, steps)
+    if ablation == "mean" and steps is None:
+        runs.average(batch_size)
     pieces: list[Slopes] = []
     for at in range(0, len(pairs), batch_size):
         rows = range(at, min(at + batch_size, len(pairs)))
@@ -119,41 +129,56 @@ def slopes(
 class _Runs:
     """Both runs of some pairs, with the gradient of the base run's metric at every place."""
 
-    def __init__(self, subject: HookedSubject, pairs: Pairs, places: Places, metric: Metric, direction: Direction, ig_steps: int) -> None:
+    def __init__(
+        self,
+        subject: HookedSubject,
+        pairs: Pairs,
+        places: Places,
+        metric: Metric,
+        direction: Direction,
+        ig_steps: int,
+        ablation: Ablation,
+        steps: Mapping[int, Tensor] | None,
+    ) -> None:
         self.subject, self.metric, self.ig_steps, self.noise = subject, metric, ig_steps, direction == "noise"
         self.sites, self.n_units = places.sites, places.n_units or 1
         self.layers = {site: layer for layer, site in places.sites.items()}
         self.base, self.source = (pairs.clean, pairs.corrupted) if self.noise else (pairs.corrupted, pairs.clean)
+        self.ablation, self.given, self.means = ablation, steps, dict[int, Tensor]()
         self.device = next(subject.model.parameters()).device
         self.tokens = tokens_asked(pairs, metric, self.device)
         parts = anatomy(subject)
         self.head = parts.head if parts is not None and places.inside else None
-        # In a model that reads from left to right nothing differs before the first differing token but by rounding.
-        self.patched = (pairs.shared if parts is None else pairs.shared & pairs.differs).to(self.device)
+        self.patched = patched_positions(subject, pairs, ablation).to(self.device)
+
+    def average(self, batch_size: int) -> None:
+        """Take the mean of the source runs' activations at every position, over all pairs."""
+        added: dict[int, tuple[Tensor, Tensor]] = {}
+        for at in range(0, len(self.source), batch_size):
+            rows = range(at, min(at + batch_size, len(self.source)))
+            for some, activations in halved(rows, lambda some: (list(some), self._read_source(some)[1]), "prompt"):
+                for layer, h in activations.items():
+                    found = sums_at_positions(h, self.source.mask[some])
+                    so_far = added.get(layer)
+                    added[layer] = found if so_far is None else (so_far[0] + found[0], so_far[1] + found[1])
+        self.means = {layer: mean_at_positions(*sums) for layer, sums in added.items()}
 
     def slopes(self, rows: Sequence[int]) -> Slopes:
         """Return the slopes of some pairs."""
-        source: dict[int, Tensor] = {}
         base: dict[int, Tensor] = {}
-
-        def keep(address: Address, h: Tensor) -> Tensor:
-            source[self.layers[address.site]] = h.detach().clone()
-            return h
 
         def ask(address: Address, h: Tensor) -> Tensor:
             h = h if h.requires_grad else h.detach().clone().requires_grad_()
             base[self.layers[address.site]] = h
             return h
 
-        with torch.no_grad():
-            from_source = self._logits(self.source, rows, keep)
+        from_source, source = self._read_source(rows)
         with torch.enable_grad():
             logits = self._logits(self.base, rows, ask)
             clean = logits.detach() if self.noise else from_source
             m_base = self._measured(logits, clean, rows)
             slopes = self._gradients(m_base, base)
-        patched = self.patched[list(rows), :, None]
-        steps = {layer: torch.where(patched, _wide(source[layer]) - _wide(base[layer].detach()), 0.0) for layer in self.sites}
+        steps = {layer: self._step(layer, base[layer].detach(), source[layer], list(rows)) for layer in self.sites}
         whole: dict[int, np.ndarray] = {}
         if self.ig_steps:
             for layer in self.sites:
@@ -167,6 +192,26 @@ class _Runs:
             _plain(self._measured(from_source, clean, rows)),
             whole,
         )
+
+    @torch.no_grad()
+    def _read_source(self, rows: Sequence[int]) -> tuple[Tensor, dict[int, Tensor]]:
+        """Return the source runs' logits, `[row, vocab]`, and activations."""
+        found: dict[int, Tensor] = {}
+
+        def keep(address: Address, h: Tensor) -> Tensor:
+            found[self.layers[address.site]] = h.detach().clone()
+            return h
+
+        return self._logits(self.source, rows, keep), found
+
+    def _step(self, layer: int, base: Tensor, source: Tensor, rows: list[int]) -> Tensor:
+        """Return what is added to the base runs' activations, `[row, pos, d]`."""
+        if self.given is not None:
+            return _wide(self.given[layer][rows])
+        there: Tensor | float = _wide(source)
+        if self.ablation != "resample":
+            there = self.means[layer].to(_wide(base).dtype) if self.ablation == "mean" else 0.0
+        return torch.where(self.patched[rows, :, None], there - _wide(base), 0.0)
 
     def _integrated(self, layer: int, base: Tensor, step: Tensor, rows: Sequence[int], clean: Tensor) -> tuple[Tensor, Tensor]:
         """Return the mean slope of a layer on the way from base to source, and the metric at its end."""

@@ -21,6 +21,8 @@ from torch import Tensor
 
 from mlinterp.determinism import numpy_stream
 from mlinterp.interventions.attention_patterns import Attention
+from mlinterp.interventions.attribution_runs import halved
+from mlinterp.interventions.readouts import require_finite
 from mlinterp.subjects.base import IGNORED, Batch
 
 KINDS = ("induction", "previous_token", "duplicate_token", "first_token", "current_token")
@@ -54,17 +56,21 @@ def draw(tokens: Sequence[int], prefix: Sequence[int], n: int, period: int, repe
 
 
 def measure(attention: Attention, sequences: Sequences, layers: Sequence[int], batch_size: int) -> dict[str, list[np.ndarray]]:
-    """Return each score as one array `[sequence, head]` for each of `layers`, float64."""
-    found: dict[str, list[list[np.ndarray]]] = {kind: [] for kind in KINDS}
-    for inputs in sequences.inputs.split(batch_size):
-        batch = Batch(
-            tuple(map(str, range(len(inputs)))), inputs, torch.full_like(inputs, IGNORED), torch.ones_like(inputs, dtype=torch.bool)
-        )
+    """Return each score as one array `[sequence, head]` for each of `layers`, float64. A batch that does not fit in memory is halved."""
+
+    def scored(numbers: Sequence[int]) -> dict[str, list[np.ndarray]]:
+        inputs = sequences.inputs[numbers[0] : numbers[-1] + 1]
+        batch = Batch(tuple(map(str, numbers)), inputs, torch.full_like(inputs, IGNORED), torch.ones_like(inputs, dtype=torch.bool))
         patterns = attention.patterns(batch)
-        for kind in KINDS:
-            of_kind = [score(kind, patterns[layer], sequences.n_prefix, sequences.period) for layer in layers]
-            found[kind].append([each.double().cpu().numpy() for each in of_kind])
-    return {kind: [np.concatenate(parts) for parts in zip(*batches, strict=True)] for kind, batches in found.items()}
+        for layer in layers:
+            require_finite(attention.subject, patterns[layer], f"attention weights of blocks.{layer}")
+        prefix, period = sequences.n_prefix, sequences.period
+        return {kind: [score(kind, patterns[layer], prefix, period).double().cpu().numpy() for layer in layers] for kind in KINDS}
+
+    n = len(sequences.inputs)
+    starts = range(0, n, batch_size)
+    parts = [part for start in starts for part in halved(range(start, min(start + batch_size, n)), scored, "sequence")]
+    return {kind: [np.concatenate(layer) for layer in zip(*(part[kind] for part in parts), strict=True)] for kind in KINDS}
 
 
 def score(kind: str, pattern: Tensor, n_prefix: int, period: int) -> Tensor:

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from mlinterp.estimates import PerExample
-from mlinterp.interventions.readouts import Readout, states_of
+from mlinterp.interventions.attribution_runs import halved
+from mlinterp.interventions.readouts import Readout, require_finite, states_of
 from mlinterp.subjects.base import IGNORED, Batch, Examples, Subject
 
 Reading = Callable[[str, Tensor], Tensor]
@@ -74,17 +75,29 @@ def plain(readout: Readout) -> Reading:
 def look(
     subject: Subject, readout: Readout, reading: Reading, examples: Examples, positions: str | Sequence[int], top_k: int, batch_size: int
 ) -> tuple[Rows, dict[str, Answers]]:
-    """Return the chosen rows and what each layer would answer there, by the layer's name."""
+    """Return the chosen rows and what each layer would answer there, by the layer's name.
+
+    A batch that does not fit in memory is halved.
+    """
     rows: list[Rows] = []
     found: dict[str, list[Answers]] = {name: [] for name in readout.names}
-    for start, batch in zip(range(0, len(examples), batch_size), examples.batches(batch_size), strict=True):
+
+    def looked(numbers: Sequence[int]) -> tuple[Rows, dict[str, Answers]]:
+        batch = examples.take(numbers)
         chosen = subject.positions(batch, positions)[:, subject.n_prefix :]
         states, logits = states_of(subject, batch, readout.sites)
         # Layers are read out in the shape in which the model reads out its last: the same rows, the same bits.
+        require_finite(subject, logits[chosen])
         final = logits[chosen].float().log_softmax(dim=-1)
-        rows.append(_rows(batch, chosen, final, start))
-        for name, site in readout.layers:
-            found[name].append(answers(reading(site, states[site])[chosen].float(), final, batch.targets[chosen], top_k))
+        return _rows(batch, chosen, final, numbers[0]), {
+            name: answers(reading(site, states[site])[chosen].float(), final, batch.targets[chosen], top_k) for name, site in readout.layers
+        }
+
+    for start in range(0, len(examples), batch_size):
+        for some, layers in halved(range(start, min(start + batch_size, len(examples))), looked, "example"):
+            rows.append(some)
+            for name, layer in layers.items():
+                found[name].append(layer)
     return _joined(rows), {name: _joined(parts) for name, parts in found.items()}
 
 
@@ -93,13 +106,15 @@ def answers(logits: Tensor, final: Tensor, targets: Tensor, top_k: int) -> Answe
     log_probs = logits.log_softmax(dim=-1)
     kl = (final.exp() * (final - log_probs)).sum(dim=-1)
     top_prob, top = log_probs.topk(min(top_k, logits.shape[-1]), dim=-1)
-    token = final.argmax(dim=-1)
+    likeliest, token = log_probs.argmax(dim=-1), final.argmax(dim=-1)
+    # Of equally likely tokens, common in bfloat16, topk picks any and argmax the first: the two readings must pick alike.
+    top = torch.cat([likeliest[:, None], torch.where(top == likeliest[:, None], top[:, :1], top)[:, 1:]], dim=1)
     known = (targets != IGNORED).numpy()
     target_prob, target_rank = _place(log_probs, targets.clamp_min(0).to(logits.device))
     final_prob, final_rank = _place(log_probs, token)
     return Answers(
         kl.double().cpu().numpy(),
-        (top[:, 0] == token).cpu().numpy(),
+        (likeliest == token).cpu().numpy(),
         top.cpu().numpy(),
         top_prob.double().exp().cpu().numpy(),
         final_prob,

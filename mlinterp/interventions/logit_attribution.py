@@ -24,14 +24,12 @@ import torch
 from torch import Tensor, nn
 
 from mlinterp.errors import SpecError
-from mlinterp.interventions.readouts import TOLERANCE, Readout, readout_of, states_of
+from mlinterp.interventions.readouts import TOLERANCE, Readout, readout_of, require_finite, states_of
 from mlinterp.subjects.base import Batch, Subject
 from mlinterp.subjects.hooked import HookedSubject
 from mlinterp.subjects.huggingface import HuggingFaceSubject
+from mlinterp.subjects.stream_readers import READERS
 from mlinterp.subjects.unembedding import Norm, norm_of
-
-BRANCH_NORM = {"gemma2": "post_attention_layernorm", "gemma3_text": "post_attention_layernorm", "gemma3": "post_attention_layernorm"}
-"""The norm between a block's attention and the residual stream, below the block, by `model_type`."""
 
 
 class Term(NamedTuple):
@@ -53,6 +51,15 @@ class Term(NamedTuple):
         return f"blocks.{self.layer}.{'head.' if self.kind == 'head' else self.kind}{'' if self.head is None else self.head}"
 
 
+class Towards(NamedTuple):
+    """What a stream is read for: a token's column of the unembedding, less another's, or a mean of such; float64."""
+
+    weight: Tensor
+    """`[row, d]`, or `[1, d]` where it is the same for every row."""
+    bias: Tensor
+    """`[row]` or `[1]`; 0 where the unembedding has none."""
+
+
 class Attribution(NamedTuple):
     """Terms of one logit (or of a difference of two) at each chosen position (row), float64."""
 
@@ -60,6 +67,8 @@ class Attribution(NamedTuple):
     """What each term adds, `[row, term]`."""
     logit: Tensor
     """What the model itself says, before any cap, `[row]`."""
+    beside: Tensor
+    """What the same terms add towards something else, `[row, term]`."""
 
 
 @dataclass(frozen=True)
@@ -111,29 +120,33 @@ class Attributor:
         return how.bias is not None or _bias(how.norm) is not None
 
     @torch.no_grad()
-    def attribute(self, batch: Batch, chosen: Tensor, answer: Tensor, wrong: Tensor | None) -> Attribution:
+    def attribute(self, batch: Batch, chosen: Tensor, answer: Tensor, wrong: Tensor | None, beside: Towards) -> Attribution:
         """Return the terms of each row's logit of `answer` (int64 `[row]`), less those of `wrong` where it is given.
 
-        `chosen` says which positions are rows, bool `[batch, pos]`. Raises SpecError where the terms do not add up to the stream.
+        `chosen` says which positions are rows, bool `[batch, pos]`; `beside` is what the terms are read for as well. Raises SpecError
+        where the terms do not add up to the stream.
         """
         last = self.readout.sites[-1]
         states, logits = states_of(self.subject, batch, {*self.sites, last})
+        require_finite(self.subject, logits[chosen])
         at = {site: state[chosen].double() for site, state in states.items()}
-        direction, extra = self._direction(states[last][chosen], answer, wrong)
-        total, written = torch.zeros_like(at[last]), []
+        ways = [self._way(states[last][chosen], towards) for towards in (self.towards(answer, wrong), beside)]
+        total = torch.zeros_like(at[last])
+        written: tuple[list[Tensor], list[Tensor]] = ([], [])
         for part in self._parts(at):
             total += part
-            written.append((part * direction).sum(dim=-1))
+            for (direction, _), terms in zip(ways, written, strict=True):
+                terms.append((part * direction).sum(dim=-1))
         dtype = next(self.subject.model.parameters()).dtype
         error = float((total - at[last]).abs().max() / at[last].abs().max().clamp_min(1e-12))
         if error > TOLERANCE.get(dtype, 1e-4):
             why = f"'{self.subject.name}': what its blocks add is not what its residual stream becomes (off by {error:.2g} of its largest)"
             raise SpecError(why, field="subject", allowed="blocks that add attn_out and mlp_out to the stream and do nothing else to it")
-        values = torch.stack(written + extra, dim=1)
+        values, others = (torch.stack(terms + extra, dim=1).cpu() for (_, extra), terms in zip(ways, written, strict=True))
         given = (logits[chosen] if self.readout.cap is None else self.readout.uncapped(states[last][chosen])).double()
         rows = torch.arange(len(answer))
         logit = given[rows, answer] - (0.0 if wrong is None else given[rows, wrong])
-        return Attribution(values.cpu(), logit.cpu())
+        return Attribution(values, logit.cpu(), others)
 
     def _parts(self, at: dict[str, Tensor]) -> Iterator[Tensor]:
         """Yield what each term of the stream adds to it, `[row, d]` each, in the order of the terms."""
@@ -158,22 +171,47 @@ class Attributor:
             added, bias = norm.centre(added) * gain / size, norm.centre(bias) * gain / size + norm.bias
         return [*added, *([bias] if self._has_bias(layer) else [])]
 
-    def _direction(self, x: Tensor, answer: Tensor, wrong: Tensor | None) -> tuple[Tensor, list[Tensor]]:
-        """Return what a row's stream is multiplied by, `[row, d]`, and the terms that do not depend on it, `[row]` each."""
+    @torch.no_grad()
+    def towards(self, answer: Tensor, wrong: Tensor | None) -> Towards:
+        """Return what each row is read for, from its tokens, int64 `[row]`."""
+        one = self._columns(answer)
+        if wrong is None:
+            return one
+        other = self._columns(wrong)
+        return Towards(one.weight - other.weight, one.bias - other.bias)
+
+    @torch.no_grad()
+    def towards_all(self, answer: Tensor, wrong: Tensor | None) -> Towards:
+        """Return the mean of what all rows are read for: a term that says the same whatever is asked adds as much towards it."""
+
+        def mean(tokens: Tensor) -> Towards:
+            found, counts = tokens.unique(return_counts=True)
+            columns = self._columns(found)
+            shares = (counts.double() / len(tokens)).to(columns.weight.device)
+            return Towards((shares @ columns.weight)[None], (shares @ columns.bias)[None])
+
+        one = mean(answer)
+        if wrong is None:
+            return one
+        other = mean(wrong)
+        return Towards(one.weight - other.weight, one.bias - other.bias)
+
+    def _columns(self, tokens: Tensor) -> Towards:
         head: Any = self.readout.head
-        bias = _bias(head)
-        towards = head.weight[answer].double() - (0.0 if wrong is None else head.weight[wrong].double())
-        extra = []
+        weight, bias = head.weight[tokens].double(), _bias(head)
+        return Towards(weight, weight.new_zeros(len(tokens)) if bias is None else bias[tokens].double())
+
+    def _way(self, x: Tensor, towards: Towards) -> tuple[Tensor, list[Tensor]]:
+        """Return what a row's stream is multiplied by, `[row, d]`, and the terms that do not depend on it, `[row]` each."""
+        direction, extra = towards.weight, []
         if self.readout.norm is not None:
             norm = self._known(self.readout.norm, x)
             if _bias(self.readout.norm) is not None:
-                extra.append((towards * norm.bias).sum(dim=-1))
+                extra.append((towards.weight * norm.bias).sum(dim=-1).expand(len(x)))
             # A centred direction sees of a term what it sees of the centred term.
-            direction = norm.centre(towards * norm.gain.double()) / norm.size(x.double())
-        else:
-            direction = towards
-        if bias is not None:
-            extra.append(bias[answer].double() - (0.0 if wrong is None else bias[wrong].double()))
+            direction = norm.centre(towards.weight * norm.gain.double()) / norm.size(x.double())
+        if _bias(self.readout.head) is not None:
+            extra.append(towards.bias.expand(len(x)))
         return direction, extra
 
     def _known(self, module: nn.Module, x: Tensor) -> Norm:
@@ -193,9 +231,9 @@ def _attention(subject: HuggingFaceSubject) -> dict[int, _Attention]:
         layer, projection = int(site.split(".")[1]), subject.model.get_submodule(point.module)
         weight: Any = projection.weight
         rows = weight.T if isinstance(projection, nn.Linear) else weight
-        between = BRANCH_NORM.get(subject.architecture.model_type)
+        readers = READERS.get(subject.architecture.model_type)
         block = subject.points[f"blocks.{layer}.resid_post"].module
-        norm = None if between is None else subject.model.get_submodule(f"{block}.{between}")
+        norm = None if readers is None or readers.branch_norm is None else subject.model.get_submodule(f"{block}.{readers.branch_norm}")
         found[layer] = _Attention(rows.unflatten(0, (config.num_attention_heads, -1)), _bias(projection), norm)
     return found
 

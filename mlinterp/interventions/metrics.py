@@ -155,16 +155,25 @@ class MetricRegistry:
         if self.root is None:
             raise SpecError(f"'{named}' is a file of a project, and there is no project here", field=field)
         function = load_function(self.root, named, field)
-        needs = tuple(getattr(function, "needs", ()))
+        needs, version = getattr(function, "needs", ()), getattr(function, "version", 1)
+        if not isinstance(needs, tuple | list):
+            raise SpecError(f"{named}.needs is {needs!r}", field=field, allowed="a tuple of tokens: answer, wrong")
         if stray := next((token for token in needs if token not in ("answer", "wrong")), None):
             raise unknown(field, str(stray), ("answer", "wrong"), what=f"token in {named}.needs")
+        if not isinstance(version, int) or version < 1:
+            raise SpecError(f"{named}.version is {version!r}", field=field, allowed="a whole number from 1")
 
         def measure(x: Tensor, clean: Tensor, answer: Tensor, wrong: Tensor) -> Tensor:
             found = call(function, named, field, x, clean, answer, wrong)
             shape = list(getattr(found, "shape", ()))
             if shape != [len(x)]:
                 raise SpecError(f"{named} returned {shape or type(found).__name__}", field=field, allowed=f"a tensor [{len(x)}]")
-            return found.float()
+            found = found.float()
+            if n := int((~found.isfinite()).sum()):
+                raise SpecError(
+                    f"{named} returned NaN or infinity for {n} of {len(x)} runs", field=field, allowed="a finite number for each"
+                )
+            return found
 
-        about = (function.__doc__ or named).strip().splitlines()[0]
-        return Metric(named, measure, about, "", needs, int(getattr(function, "version", 1)))
+        about = next(iter((function.__doc__ or "").strip().splitlines()), named)
+        return Metric(named, measure, about, "", tuple(needs), version)

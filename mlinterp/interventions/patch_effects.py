@@ -7,8 +7,9 @@ under norm-matched random directions at the same place:
 
 A ratio of sums is defined as long as the runs differ on average; a mean of ratios is at the mercy of the pair whose runs differ least.
 Resamples draw whole pairs, the same for every cell, and compare with one draw of the null, chosen at random: the intervals cover single
-draws. `p` is the larger of two: sign flips over pairs of d minus the mean d' (is it there in more than a few pairs?), and the single-case
-t test against the draws (is it larger than what any change of that size does?).
+draws. `p` is the larger of two: sign flips over pairs of d minus the mean d', both counted towards the source run (is it there in more than
+a few pairs?), and the single-case t test against the draws (is it larger than what any change of that size does?), which has more degrees
+of freedom where every pair has random directions of its own than where a draw is the same for all pairs, such as another neuron.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from mlinterp.determinism import numpy_stream
 from mlinterp.errors import ExperimentError
 from mlinterp.estimates import LEVEL
 from mlinterp.interventions.metrics import NEGLIGIBLE
-from mlinterp.stats import Interval, benjamini_hochberg, bootstrap_means, sign_flip_p, single_case_p
+from mlinterp.stats import Interval, benjamini_hochberg, bootstrap_means, drawn_anew_p, sign_flip_p, single_case_p
 
 _BLOCK = 512
 """Cells resampled at a time; bounds memory."""
@@ -40,7 +41,7 @@ class CellEffect(NamedTuple):
     adjusted: Interval
     p: float
     p_adj: float
-    """`p` after Benjamini-Hochberg over all cells."""
+    """`p` after Benjamini-Hochberg over all cells in which anything changes: a place at which the runs do not differ is no test."""
 
 
 def gaps_of(m_base: np.ndarray, m_source: np.ndarray, metric: str) -> np.ndarray:
@@ -71,7 +72,9 @@ def patch_effect(changes: np.ndarray, gaps: np.ndarray) -> float | None:
     return float(changes.sum()) / total + 0.0
 
 
-def cell_effects(changes: np.ndarray, nulls: np.ndarray, gaps: np.ndarray, n_bootstrap: int, seed: int) -> list[CellEffect | None]:
+def cell_effects(
+    changes: np.ndarray, nulls: np.ndarray, gaps: np.ndarray, n_bootstrap: int, seed: int, *, drawn_anew: bool = False
+) -> list[CellEffect | None]:
     """Return the effect of every cell; None for one that no pair has or whose pairs do not differ on average.
 
     Args:
@@ -80,6 +83,7 @@ def cell_effects(changes: np.ndarray, nulls: np.ndarray, gaps: np.ndarray, n_boo
         gaps: source minus base run, `[pair]`.
         n_bootstrap: resamples of each interval.
         seed: of resampling and sign flips.
+        drawn_anew: whether each pair has random directions of its own in every draw, rather than all pairs the same.
     """
     found: list[CellEffect | None] = [None] * changes.shape[1]
     there = np.isfinite(changes) & np.isfinite(nulls).all(axis=0)
@@ -87,15 +91,19 @@ def cell_effects(changes: np.ndarray, nulls: np.ndarray, gaps: np.ndarray, n_boo
         cells = np.flatnonzero((there == pattern[:, None]).all(axis=0))
         if pattern.any() and patch_effect(gaps[pattern], gaps[pattern]) is not None:
             for block in np.split(cells, range(_BLOCK, len(cells), _BLOCK)):
-                some = _alike(changes[np.ix_(pattern, block)], nulls[:, pattern][:, :, block], gaps[pattern], n_bootstrap, seed)
+                own = changes[np.ix_(pattern, block)]
+                some = _alike(own, nulls[:, pattern][:, :, block], gaps[pattern], n_bootstrap, seed, drawn_anew)
                 for cell, effect in zip(block, some, strict=True):
                     found[cell] = effect
-    known = [cell for cell in found if cell is not None]
-    adjusted = iter(benjamini_hochberg(np.array([cell.p for cell in known])).tolist()) if known else iter(())
-    return [None if cell is None else cell._replace(p_adj=next(adjusted)) for cell in found]
+    moved = np.nan_to_num(changes).any(axis=0) | np.nan_to_num(nulls).any(axis=(0, 1))
+    tests = {at: cell for at, cell in enumerate(found) if cell is not None and moved[at]}
+    adjusted = benjamini_hochberg(np.array([cell.p for cell in tests.values()]))
+    for (at, cell), p_adj in zip(tests.items(), adjusted.tolist(), strict=True):
+        found[at] = cell._replace(p_adj=p_adj)
+    return found
 
 
-def _alike(changes: np.ndarray, nulls: np.ndarray, gaps: np.ndarray, n_bootstrap: int, seed: int) -> list[CellEffect]:
+def _alike(changes: np.ndarray, nulls: np.ndarray, gaps: np.ndarray, n_bootstrap: int, seed: int, drawn_anew: bool) -> list[CellEffect]:
     """Return the effects of cells that the same pairs have; p_adj is left to be p."""
     n, k = changes.shape
     total = gaps.sum()
@@ -103,9 +111,14 @@ def _alike(changes: np.ndarray, nulls: np.ndarray, gaps: np.ndarray, n_bootstrap
     centre = null.mean(axis=0)
     p = np.ones(k)
     if n > 1:
-        p = sign_flip_p(changes - nulls.mean(axis=0), rng=numpy_stream(seed, "sign_flip"))
-        outside = [single_case_p(float(own[cell]), null[:, cell]) for cell in range(k)]
-        p = np.maximum(p, outside)
+        towards = np.where(gaps < 0, -1.0, 1.0)[:, None]  # the source run may lie below the base run in some pairs
+        p = sign_flip_p(towards * (changes - nulls.mean(axis=0)), rng=numpy_stream(seed, "sign_flip"))
+        single = (
+            [single_case_p(float(own[cell]), null[:, cell]) for cell in range(k)]
+            if not drawn_anew
+            else drawn_anew_p(towards * changes, towards * nulls)
+        )
+        p = np.maximum(p, single)
     bounds = np.full((3, 2, k), np.nan)
     resampled = _resampled(changes, nulls, gaps, n_bootstrap, seed)
     if resampled is not None:

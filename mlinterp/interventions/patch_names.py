@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from mlinterp.errors import SpecError, nearest
+
+Ablation = Literal["resample", "zero", "mean"]
+"""What stands in the place of an activation: another run's, nothing, or the mean over other runs."""
+
+SAE_LATENT = "sae_latent"
+"""The component whose places are the latents of an SAE, at the hook point that it was fitted on."""
 
 COMPONENTS = {
     "resid_pre": "resid_pre",
@@ -17,8 +25,9 @@ COMPONENTS = {
 as query heads, also where they share keys and values), neurons coordinates of what the MLP's reads."""
 
 
-def refuse_unknown(component: str, field: str = "variables.component") -> None:
-    """Raise SpecError, with the nearest name, for what is neither a component nor a `module:PATH`."""
-    if component not in COMPONENTS and not component.startswith("module:"):
-        allowed = f"allowed: {', '.join(COMPONENTS)} or module:PATH"
-        raise SpecError(f"unknown component '{component}'", field=field, allowed=allowed, nearest=nearest(component, COMPONENTS))
+def refuse_unknown(component: str, field: str = "variables.component", more: tuple[str, ...] = ()) -> None:
+    """Raise SpecError, with the nearest name, for what is neither a component (or one of `more`) nor a `module:PATH`."""
+    known = (*COMPONENTS, *more)
+    if component not in known and not component.startswith("module:"):
+        allowed = f"allowed: {', '.join(known)} or module:PATH"
+        raise SpecError(f"unknown component '{component}'", field=field, allowed=allowed, nearest=nearest(component, known))

@@ -12,6 +12,7 @@ from mlinterp.subjects.hook_points import LAYOUTS
 from mlinterp.subjects.hooked import RAW, HookedSubject
 
 _LAYER = re.compile(r"blocks\.(\d+)\.(\w+)")
+_ON_STREAM = {"resid_pre": 0, "resid_post": 1}
 
 
 class Places(NamedTuple):
@@ -42,9 +43,7 @@ def places(subject: HookedSubject, component: str, layers: Sequence[int] | None 
     if component.startswith(RAW):
         if layers is not None:
             raise SpecError(f"{component} is one place", field=f"{field}.layers", allowed="leave layers out")
-        subject.addresses([component])
-        layer = _block_of(subject, component.removeprefix(RAW))
-        return Places(component, {0 if layer is None else layer: component}, inside=layer is not None)
+        return place_of(subject, component, component)
     refuse_unknown(component, f"{field}.component")
     named = {int(found[1]): site for site in subject.points if (found := _LAYER.fullmatch(site)) and found[2] == COMPONENTS[component]}
     if not named:
@@ -57,7 +56,16 @@ def places(subject: HookedSubject, component: str, layers: Sequence[int] | None 
             raise unknown(f"{field}.layers", str(layer), map(str, named), what=f"layer of '{subject.name}' (it has {len(named)})")
     sites = {layer: named[layer] for layer in sorted(set(chosen))}
     subject.addresses(list(sites.values()))
-    return Places(component, sites, _n_units(subject, component, sites), {"resid_pre": 0, "resid_post": 1}.get(component))
+    return Places(component, sites, _n_units(subject, component, sites), _ON_STREAM.get(component))
+
+
+def place_of(subject: HookedSubject, site: str, component: str) -> Places:
+    """Return a component that is at one hook point, given by name. Raises SpecError for one that is not evaluated exactly once."""
+    subject.addresses([site])
+    if found := _LAYER.fullmatch(site):
+        return Places(component, {int(found[1]): site}, on_stream=_ON_STREAM.get(found[2]))
+    layer = _block_of(subject, site.removeprefix(RAW)) if site.startswith(RAW) else None
+    return Places(component, {layer or 0: site}, inside=layer is not None)
 
 
 def _n_units(subject: HookedSubject, component: str, sites: dict[int, str]) -> int | None:

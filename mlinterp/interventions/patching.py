@@ -5,36 +5,50 @@ corrupted one, noising the corrupted into the clean. A patch is a set of edits o
 
 1. runs both prompts of every pair once and keeps the activations at the component's hook points;
 2. drops edits that change nothing (the two runs agree there, to the bit): a patch without any is exactly the base run;
-3. puts patches into batches, those that begin at the same position together, and runs each from its first edited block and position on
-   (`replay`); patches of later blocks join the batch when it reaches them;
+3. puts patches into batches and runs each from its first edited block and position on (`replay`, `packed`); patches of later blocks join
+   the batch when it reaches them;
 4. reads the metric at the answer position. A final state that is, to the bit, that of the source or base run has that run's number.
 
-A batch that does not fit in memory is split in two, until it does. Where a model cannot be replayed (it is not known, or reads both
-ways), the whole model runs with hooks, with as many patches to a batch.
+Prompts and patches that do not fit in memory at once are split in two, until they do. Where a model cannot be replayed (it is not known,
+or reads both ways), the whole model runs with hooks, with as many patches to a batch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mlinterp.errors import EnvironmentFault
+from mlinterp.interventions.attribution_runs import at_answers, halved, tokens_asked
 from mlinterp.interventions.controls import derangement
-from mlinterp.interventions.metrics import Metric, Token
+from mlinterp.interventions.metrics import Metric
+from mlinterp.interventions.packed import Cells, Packed, Segment
+from mlinterp.interventions.pair_runs import PairRuns
+from mlinterp.interventions.patch_names import Ablation
 from mlinterp.interventions.patch_places import Places
+from mlinterp.interventions.patch_stand_ins import stand_in
 from mlinterp.interventions.replay import Replay, anatomy
 from mlinterp.progress import Task
-from mlinterp.subjects.base import Address, Batch, Examples
+from mlinterp.subjects.base import Address
 from mlinterp.subjects.hooked import HookedSubject
-from mlinterp.subjects.pairs import NO_TOKEN, Pairs, answer_columns
+from mlinterp.subjects.pairs import Pairs
 
 Direction = Literal["denoise", "noise"]
 Activations = Mapping[int, Tensor]
 """Layer to activations `[pair, pos, d]`."""
+
+
+_ENOUGH = 2048
+"""Tokens of a batch from which on patches of other lengths make products no faster."""
+
+_PROJECTED_BEFORE = re.compile(r"blocks\.\d+\.(attn_z|attn_out|resid_mid|mlp_post|mlp_out)")
+"""Hook points inside a block that its queries, keys and values do not read."""
 
 
 class Edit(NamedTuple):
@@ -83,12 +97,16 @@ class _Job(NamedTuple):
     """(layer, column, unit) of every edit; unit 0 where there are none."""
 
 
+_Run = Callable[[Sequence[_Job]], Tensor]
+"""Patches to the metric under each, `[patch]`."""
+
+
 class Patcher:
     """Both runs of every pair, and what becomes of the base run under patches.
 
     Attributes:
         base: activations of the base runs at every layer's place.
-        source: those of the source runs.
+        source: what edits put in place: those of the source runs, unless `ablation` says otherwise.
         m_base: the metric of the base runs, float64 `[pair]`.
         m_source: that of the source runs.
         replayed: whether patches start at their block, rather than run the whole model.
@@ -99,32 +117,40 @@ class Patcher:
         places: the component.
         metric: what is read. Raises SpecError for a pair that lacks a token it needs.
         direction: which run is patched into which.
-        batch_size: patches a batch.
+        batch_size: patches a batch, and prompts that are recorded together.
+        ablation: what stands in the place of an activation: the source run's, zero, or the mean over the pairs' source runs.
     """
 
     def __init__(
-        self, subject: HookedSubject, pairs: Pairs, places: Places, metric: Metric, direction: Direction = "denoise", batch_size: int = 256
+        self,
+        subject: HookedSubject,
+        pairs: Pairs,
+        places: Places,
+        metric: Metric,
+        direction: Direction = "denoise",
+        batch_size: int = 256,
+        ablation: Ablation = "resample",
     ) -> None:
-        metric.require({name: _without(pairs, name) for name in metric.needs})
         self.subject, self.pairs, self.places, self.metric = subject, pairs, places, metric
         self.direction, self.batch_size = direction, batch_size
         self._base_examples, source = (pairs.corrupted, pairs.clean) if direction == "denoise" else (pairs.clean, pairs.corrupted)
         self.device = next((parameter.device for parameter in subject.model.parameters()), torch.device("cpu"))
+        self._tokens = tokens_asked(pairs, metric, self.device)
         with torch.no_grad():
-            base, patched_from = (_recorded(subject, examples, places) for examples in (self._base_examples, source))
-            self.base, self._answer_at = base.activations, answer_columns(self._base_examples)
-            self._clean = (patched_from if direction == "denoise" else base).logits
-            self._tokens = torch.stack([pairs.answer, pairs.wrong], dim=1).to(self.device)
+            patched_from = PairRuns(subject, source, places, batch_size, replay=False)
+            self._base = PairRuns(subject, self._base_examples, places, batch_size, replay=True)
+            self._clean = (patched_from if direction == "denoise" else self._base).logits
             everyone = torch.arange(len(pairs), device=self.device)
-            self._known = tuple((run.states, self._measured(run.logits, everyone)) for run in (patched_from, base))
-            self._replay = base.replay if places.inside and base.replay is not None and base.replay.holds() else None
+            self._known = tuple((run.states, self._measured(run.logits, everyone)) for run in (patched_from, self._base))
+        self._projected_before = places.on_stream is not None or all(map(_PROJECTED_BEFORE.fullmatch, places.sites.values()))
         self.m_source, self.m_base = (values.double().cpu().numpy() for _, values in self._known)
-        self.source = self._same_before(pairs, patched_from.activations)
+        self.base: Activations = self._base.activations
+        self.source: Activations = self._stand_ins(patched_from.activations, source.mask, ablation)
 
     @property
     def replayed(self) -> bool:
         """Whether patches start at their block."""
-        return self._replay is not None
+        return self._base.replayable
 
     def metrics(self, patches: Sequence[Patch], source: Activations | None = None, task: Task | None = None) -> np.ndarray:
         """Return the metric under each patch, float64 `[patch]`.
@@ -143,10 +169,13 @@ class Patcher:
                 jobs.append(job)
         advance = task.advance if task else _nobody
         advance(len(patches) - len(jobs))
-        for batch in self._batches(jobs):
-            with torch.no_grad():
-                for done, found in self._splitting(batch, source):
-                    values[[job.number for job in done]] = found.double().cpu().numpy()
+        what = f"patch of {self._base_examples.inputs.shape[1]} tokens"
+        with torch.no_grad():
+            for batch, run in self._batches(jobs, source):
+                numbers = [job.number for job in batch]
+                for found in halved(batch, run, what):
+                    done, numbers = numbers[: len(found)], numbers[len(found) :]
+                    values[done] = found.double().cpu().numpy()
                     advance(len(done))
         return values
 
@@ -172,11 +201,13 @@ class Patcher:
         """Width of a unit."""
         return next(iter(self.base.values())).shape[2] // (self.places.n_units or 1)
 
-    def _same_before(self, pairs: Pairs, source: Activations) -> Activations:
-        """Return the source's activations, with the base's own at positions that a left-to-right model cannot tell apart."""
+    def _stand_ins(self, source: Activations, there: Tensor, ablation: Ablation) -> Activations:
+        """Return what edits put in place; of a source run, the base's own at positions that a left-to-right model cannot tell apart."""
+        if ablation != "resample":
+            return {layer: stand_in(h, there, ablation) for layer, h in source.items()}
         if anatomy(self.subject) is None:
             return source
-        same = ~pairs.differs[:, :, None].to(self.device)
+        same = ~self.pairs.differs[:, :, None].to(self.device)
         return {layer: torch.where(same, self.base[layer], h) for layer, h in source.items()}
 
     def _units(self, h: Tensor) -> Tensor:
@@ -202,99 +233,106 @@ class Patcher:
         above = self.places.on_stream or 0
         return _Job(number, patch.pair, min(at for _, at, _ in cells), min(layer for layer, _, _ in cells) + above, tuple(cells))
 
-    def _batches(self, jobs: list[_Job]) -> Iterator[list[_Job]]:
-        """Yield batches of patches; where the model is replayed, of such as begin at the same position, those of earlier blocks first."""
+    def _batches(self, jobs: list[_Job], source: Activations) -> Iterator[tuple[list[_Job], _Run]]:
+        """Yield batches of patches, each with what runs them."""
         if not self.replayed:
-            yield from (jobs[at : at + self.batch_size] for at in range(0, len(jobs), self.batch_size))
+            for at in range(0, len(jobs), self.batch_size):
+                yield jobs[at : at + self.batch_size], partial(self._whole, source=source)
             return
-        by_start: dict[int, list[_Job]] = {}
-        for job in jobs:
-            by_start.setdefault(job.start, []).append(job)
-        for _, together in sorted(by_start.items()):
-            together.sort(key=lambda job: job.first)
-            yield from (together[at : at + self.batch_size] for at in range(0, len(together), self.batch_size))
+        for part in self._base.parts:
+            for batch in self._filling([job for job in jobs if job.pair in part]):
+                yield batch, partial(self._replayed, source=source, part=part)
 
-    def _splitting(self, batch: list[_Job], source: Activations) -> Iterator[tuple[list[_Job], Tensor]]:
-        """Yield the metric under the patches of a batch, in halves where it does not fit in memory."""
-        try:
-            found = self._replayed(batch, source, self._replay) if self._replay else self._whole(batch, source)
-        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-            if not _is_out_of_memory(error):
-                raise
-            if len(batch) == 1:
-                raise EnvironmentFault(f"not even one patch of {len(self._base_examples.inputs[0])} tokens fits in memory") from error
-        else:
-            yield batch, found
-            return
-        yield from self._splitting(batch[: len(batch) // 2], source)
-        yield from self._splitting(batch[len(batch) // 2 :], source)
+    def _filling(self, jobs: list[_Job]) -> Iterator[list[_Job]]:
+        """Yield batches of patches whose lengths fill rows together, those of earlier blocks first."""
+        ends = self._base.answer_at.tolist()
+        lengths = {job.number: ends[job.pair] + 1 - job.start for job in jobs}
+        width = max(lengths.values(), default=0)
 
-    def _replayed(self, batch: list[_Job], source: Activations, replay: Replay) -> Tensor:
-        """Run the model's upper blocks on the later positions of a batch that begins at one position, and read the metric."""
-        start, pairs = batch[0].start, torch.tensor([job.pair for job in batch], device=self.device)
+        def fills(job: _Job) -> int:
+            return min(lengths[job.number], width - lengths[job.number])
+
+        batch, n_tokens = list[_Job](), 0
+        for job in sorted(jobs, key=fills):
+            if len(batch) == self.batch_size or (n_tokens >= _ENOUGH and fills(batch[-1]) != fills(job)):
+                yield sorted(batch, key=lambda job: job.first)
+                batch, n_tokens = [], 0
+            batch.append(job)
+            n_tokens += lengths[job.number]
+        if batch:
+            yield sorted(batch, key=lambda job: job.first)
+
+    def _replayed(self, batch: Sequence[_Job], source: Activations, part: range) -> Tensor:
+        """Run the model's upper blocks on the later positions of a batch, ordered by the block at which patches begin; read the metric."""
+        replay, pairs = self._base.replay(part), torch.tensor([job.pair for job in batch], device=self.device)
+        packed = Packed(replay, [Segment(part.index(job.pair), job.start, job.first) for job in batch])
         edits, above = self._by_layer(batch), self.places.on_stream
-        span = slice(start, int(replay.answer_at[pairs].max()) + 1)
-        stream = replay.streams[0][:0, span]
-        for layer in range(batch[0].first, replay.n_layers + 1):
-            joining = [row for row, job in enumerate(batch) if job.first == layer]
-            if joining:
-                stream = torch.cat([stream, replay.streams[layer][pairs[joining], span]])
-            here = pairs[: len(stream)]
-            if above is not None and (at := edits.get(layer - above)) is not None:
-                self._put(stream, at, start, source[layer - above], pairs)
-            if above is None and (at := edits.get(layer)) is not None:
-                stream = self._edited_block(replay, layer, stream, here, start, at, source)
-            elif layer == replay.n_layers - 1 and len(here) == len(pairs):
-                return self._read(replay.answers(stream, pairs, start), pairs)
-            elif layer < replay.n_layers:
-                stream = replay.block(layer, stream, here, start)
-        return self._read(replay.states(stream, pairs, start), pairs)
+        states = packed.recorded_states()[:, None]
+        stream, last = replay.streams[0][:0, : packed.width], replay.n_layers - 1
+        for layer in range(batch[0].first, replay.n_layers):
+            before, at = len(stream), edits.get(layer - (above or 0))
+            stream = torch.cat([stream, packed.entering(layer)])
+            cells, anew, joined = None if at is None else packed.cells(*at), packed.row[:0], packed.joined(len(stream))
+            if above is not None and cells is not None:
+                self._put(stream, cells, source, layer - above)
+                anew, at, cells = packed.edited(cells, before), None, None
+            known = anew if self._projected_before else None
+            if layer < last or (at is not None and known is None):
+                with self._editing(cells, source, layer, stream):
+                    stream = packed.block(layer, stream, known)
+                if layer == last:
+                    states[:joined] = stream[packed.row[:joined], packed.answer[:joined]][:, None]
+            else:
+                with self._editing(None if at is None else packed.at_answers(*at), source, layer, states[:joined]):
+                    states[:joined, 0] = packed.answers(layer, stream, known)
+        if above is not None and (at := edits.get(replay.n_layers - above)) is not None:
+            self._put(states, packed.at_answers(*at), source, replay.n_layers - above)
+        return self._read(states[:, 0], pairs, replay)
 
-    def _edited_block(
-        self, replay: Replay, layer: int, stream: Tensor, pairs: Tensor, start: int, at: Tensor, source: Activations
-    ) -> Tensor:
+    def _editing(self, at: Cells | None, source: Activations, layer: int, like: Tensor) -> AbstractContextManager[None]:
+        """Have a layer's place edited, in a block that is called on a stream like that, as long as the context lasts."""
+        if at is None:
+            return nullcontext()
+
         def put(_: Address, h: Tensor) -> Tensor:
             h = h.clone()
-            self._put(h, at, start, source[layer], pairs)
+            self._put(h, at, source, layer)
             return h
 
-        site = self.places.sites[layer]
-        with self.subject.tapped(put, [site], (stream.shape[0], stream.shape[1])):
-            return replay.block(layer, stream, pairs, start)
+        return self.subject.tapped(put, [self.places.sites[layer]], (like.shape[0], like.shape[1]))
 
-    def _whole(self, batch: list[_Job], source: Activations) -> Tensor:
+    def _whole(self, batch: Sequence[_Job], source: Activations) -> Tensor:
         """Run the whole model on every patch of a batch, and read the metric."""
         chosen, edits = [job.pair for job in batch], self._by_layer(batch)
-        pairs, layers = torch.tensor(chosen, device=self.device), {site: layer for layer, site in self.places.sites.items()}
+        layers = {site: layer for layer, site in self.places.sites.items()}
 
         def put(address: Address, h: Tensor) -> Tensor:
             layer = layers[address.site]
+            rows, pairs, columns, units = edits[layer]
             h = h.clone()
-            self._put(h, edits[layer], 0, source[layer], pairs)
+            self._put(h, Cells(rows, columns, pairs, columns, units), source, layer)
             return h
 
         outputs = self.subject.forward(self._base_examples.take(chosen), put, [self.places.sites[layer] for layer in edits])
         assert outputs is not None
-        logits = outputs.logits[torch.arange(len(batch)), self._answer_at[chosen]].float()
-        return self._measured(logits, pairs)
+        logits = at_answers(outputs.logits, self._base.answer_at[chosen]).float()
+        return self._measured(logits, torch.tensor(chosen, device=self.device))
 
-    def _by_layer(self, batch: list[_Job]) -> dict[int, Tensor]:
-        """Return the edits of a batch by layer, int64 `[edit, 3]`: row, column, unit."""
-        found: dict[int, list[tuple[int, int, int]]] = {}
-        for row, job in enumerate(batch):
+    def _by_layer(self, batch: Sequence[_Job]) -> dict[int, tuple[Tensor, ...]]:
+        """Return the edits of a batch by layer: number in the batch, pair, column and unit of each, int64 `[edit]`."""
+        found: dict[int, list[tuple[int, int, int, int]]] = {}
+        for number, job in enumerate(batch):
             for layer, column, unit in job.cells:
-                found.setdefault(layer, []).append((row, column, unit))
-        return {layer: torch.tensor(cells, device=self.device) for layer, cells in found.items()}
+                found.setdefault(layer, []).append((number, job.pair, column, unit))
+        return {layer: torch.tensor(cells, device=self.device).unbind(dim=1) for layer, cells in found.items()}
 
-    def _put(self, h: Tensor, at: Tensor, start: int, source: Tensor, pairs: Tensor) -> None:
-        """Write the source's activations into `h [row, pos - start, d]`, in place."""
-        rows, columns, units = at.unbind(dim=1)
-        self._units(h)[rows, columns - start, units] = self._units(source)[pairs[rows], columns, units]
+    def _put(self, h: Tensor, at: Cells, source: Activations, layer: int) -> None:
+        """Write the source's activations into `h [row, slot, d]`, in place."""
+        self._units(h)[at.rows, at.slots, at.units] = self._units(source[layer])[at.pairs, at.columns, at.units]
 
-    def _read(self, states: Tensor, pairs: Tensor) -> Tensor:
+    def _read(self, states: Tensor, pairs: Tensor, replay: Replay) -> Tensor:
         """Return the metric `[row]` of what the final norm reads `[row, d]`."""
-        assert self._replay is not None
-        parts = self._replay.anatomy
+        parts = replay.anatomy
         if self.metric.named_only:
             values = self._measured(parts.logits_of(states, self._tokens[pairs]), pairs, named=True)
         else:
@@ -311,63 +349,6 @@ class Patcher:
             return self.metric.measure(logits, clean, *tokens.unbind(dim=1))
         first, second = torch.zeros_like(pairs), torch.ones_like(pairs)
         return self.metric.measure(logits if named else logits.gather(1, tokens), clean.gather(1, tokens), first, second)
-
-
-class _Run(NamedTuple):
-    """One prompt of every pair, untouched."""
-
-    activations: dict[int, Tensor]
-    logits: Tensor
-    """At the answer positions, float32 `[pair, vocab]`."""
-    states: Tensor | None
-    """What the final norm reads there, `[pair, d]`, where that is known."""
-    replay: Replay | None
-
-    @classmethod
-    def of(cls, subject: HookedSubject, examples: Examples, places: Places) -> _Run:
-        answer_at, batch = answer_columns(examples), examples.take(range(len(examples)))
-        parts = anatomy(subject)
-        if parts is None:
-            seen, logits = _read_plainly(subject, batch, answer_at, places)
-            return cls({layer: seen[site] for layer, site in places.sites.items()}, logits, None, None)
-        sites = list(places.sites.values()) if places.on_stream is None else []
-        replay = Replay(subject, parts, batch, answer_at, sites)
-        states = replay.states(replay.streams[-1], torch.arange(len(batch), device=replay.logits.device), 0)
-        above = places.on_stream
-        activations = {layer: replay.seen[site] if above is None else replay.streams[layer + above] for layer, site in places.sites.items()}
-        return cls(activations, replay.logits, states, replay)
-
-
-def _recorded(subject: HookedSubject, examples: Examples, places: Places) -> _Run:
-    try:
-        return _Run.of(subject, examples, places)
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        if not _is_out_of_memory(error):
-            raise
-        n, length = examples.inputs.shape
-        raise EnvironmentFault(f"the activations of {n} prompts of up to {length} tokens do not fit in memory: give fewer pairs") from error
-
-
-def _read_plainly(subject: HookedSubject, batch: Batch, answer_at: Tensor, places: Places) -> tuple[dict[str, Tensor], Tensor]:
-    seen: dict[str, Tensor] = {}
-
-    def keep(address: Address, h: Tensor) -> Tensor:
-        seen[address.site] = h.clone()
-        return h
-
-    outputs = subject.forward(batch, keep, list(places.sites.values()))
-    assert outputs is not None
-    return seen, outputs.logits[torch.arange(len(batch)), answer_at].float()
-
-
-def _without(pairs: Pairs, token: Token) -> str | None:
-    """Return the first pair that lacks a token."""
-    lacking = (getattr(pairs, token) == NO_TOKEN).nonzero()[:, 0].tolist()
-    return pairs.ids[lacking[0]] if lacking else None
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "allocate memory" in str(error)
 
 
 def _nobody(_amount: float) -> None:

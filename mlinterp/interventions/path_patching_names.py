@@ -11,8 +11,8 @@ from collections.abc import Collection, Iterable
 from typing import NamedTuple
 
 from mlinterp.errors import SpecError, nearest, unknown
+from mlinterp.subjects.stream_readers import LETTERS
 
-LETTERS = ("q", "k", "v")
 _SENDER = re.compile(r"(embedding)|blocks\.(\d+)\.(?:head\.(\d+)|mlp)")
 _RECEIVER = re.compile(r"(logits)|blocks\.(\d+)\.(?:head\.(\d+)\.([qkv])|mlp)")
 

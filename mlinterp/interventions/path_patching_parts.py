@@ -8,44 +8,28 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mlinterp.errors import SpecError
-from mlinterp.interventions.logit_attribution import BRANCH_NORM
-from mlinterp.interventions.path_patching_names import LETTERS
 from mlinterp.interventions.replay import Anatomy, anatomy
 from mlinterp.subjects.hooked import HookedSubject
+from mlinterp.subjects.stream_readers import LETTERS, READERS, Readers
 
 
-class _Modules(NamedTuple):
-    """Where one architecture reads the stream, below a block."""
-
-    attention_norm: str
-    mlp_norm: str
-    projections: tuple[str, ...]
-    """Of queries, keys and values: three modules, or one that makes all of them."""
-    fused: Literal["thirds", "by head"] | None = None
-    """How one module's output holds them: three blocks of all heads, or for each head its three."""
-
-
-def _llama(mlp_norm: str = "post_attention_layernorm") -> _Modules:
-    return _Modules("input_layernorm", mlp_norm, tuple(f"self_attn.{letter}_proj" for letter in LETTERS))
-
-
-_MODULES: Mapping[str, _Modules] = {
-    "gpt2": _Modules("ln_1", "ln_2", ("attn.c_attn",), "thirds"),
-    "llama": _llama(),
-    "qwen2": _llama(),
-    "qwen3": _llama(),
-    "gemma": _llama(),
-    "gemma2": _llama("pre_feedforward_layernorm"),
-    "gemma3_text": _llama("pre_feedforward_layernorm"),
-    "gemma3": _llama("pre_feedforward_layernorm"),
-    "gpt_neox": _Modules("input_layernorm", "post_attention_layernorm", ("attention.query_key_value",), "by head"),
-}
+def plain_sum(subject: HookedSubject) -> tuple[Anatomy, Readers]:
+    """Return a Hugging Face model's parts and its readers. Raises SpecError, naming the architecture, where they are not known."""
+    config, found = getattr(subject, "architecture", None), anatomy(subject)
+    kind = str(getattr(config, "model_type", subject.kind))
+    if found is None or kind not in READERS:
+        raise SpecError(
+            f"'{subject.name}' ({kind}) is not known to have a residual stream that is a plain sum",
+            field="subject",
+            allowed=f"a left-to-right model of the kinds {', '.join(READERS)}",
+        )
+    return found, READERS[kind]
 
 
 class Parts:
@@ -58,24 +42,17 @@ class Parts:
     """
 
     def __init__(self, subject: HookedSubject) -> None:
-        config = getattr(subject, "architecture", None)
-        kind, found = str(getattr(config, "model_type", subject.kind)), anatomy(subject)
-        if found is None or kind not in _MODULES:
-            raise SpecError(
-                f"'{subject.name}' ({kind}) has no residual stream whose readers and writers are known",
-                field="subject",
-                allowed=f"a left-to-right model of the kinds {', '.join(_MODULES)}",
-            )
-        assert config is not None
-        self.anatomy: Anatomy = found
+        self.anatomy, self._readers = plain_sum(subject)
+        config = subject.architecture  # type: ignore[attr-defined]
         self.n_heads: int = config.get_text_config().num_attention_heads
         self.parallel = bool(getattr(config, "use_parallel_residual", False))
-        self._modules, self._branch_norm, self._subject = _MODULES[kind], BRANCH_NORM.get(kind), subject
+        self._subject, self._d_head = subject, subject.width("blocks.0.attn_z") // self.n_heads
 
     def written(self, layer: int, z: Tensor) -> Tensor:
         """Return what a block's attention adds to the stream, `[row, pos, d]`, of its heads' results side by side."""
         made = self._projection(layer)(z)
-        found: Tensor = made if self._branch_norm is None else self.anatomy.blocks[layer].get_submodule(self._branch_norm)(made)
+        norm = self._readers.branch_norm
+        found: Tensor = made if norm is None else self.anatomy.blocks[layer].get_submodule(norm)(made)
         return found
 
     @contextmanager
@@ -95,7 +72,7 @@ class Parts:
             to_mlp: what is added to what the MLP reads, `[n, pos, d]`; None where it reads what it does.
         """
         block, given = self.anatomy.blocks[layer], list(heads.items())
-        norm, mlp_norm = (block.get_submodule(path) for path in (self._modules.attention_norm, self._modules.mlp_norm))
+        norm, mlp_norm = (block.get_submodule(path) for path in (self._readers.attention_norm, self._readers.mlp_norm))
         changed: list[Tensor] = []
 
         def note(module: nn.Module, args: tuple[Tensor, ...], _output: Tensor) -> None:
@@ -108,7 +85,8 @@ class Parts:
                 for number, (letters, _) in enumerate(given, start=1):
                     mine = output[n * number : n * (number + 1)]
                     for each in letters if letter is None else letters & {letter}:
-                        self._part(mine, each, letter)[:] = self._part(other, each, letter)
+                        made, given_to = (self._readers.part(rows, each, self._d_head) for rows in (other, mine))
+                        given_to[:] = made
                 return output
 
             return remade
@@ -128,22 +106,13 @@ class Parts:
         with ExitStack() as hooks:
             if given:
                 hooks.callback(norm.register_forward_hook(note).remove)
-                fused = self._modules.fused is not None
-                for path, letter in zip(self._modules.projections, (None,) if fused else LETTERS, strict=True):
+                fused = self._readers.fused is not None
+                for path, letter in zip(self._readers.projections, (None,) if fused else LETTERS, strict=True):
                     hooks.callback(block.get_submodule(path).register_forward_hook(project(letter)).remove)
                 hooks.callback(self._projection(layer).register_forward_pre_hook(gather).remove)
             if to_mlp is not None:
                 hooks.callback(mlp_norm.register_forward_hook(to_mlp_too).remove)
             yield
-
-    def _part(self, output: Tensor, letter: str, alone: str | None) -> Tensor:
-        """Return the queries, keys or values in a projection's output, as a view."""
-        at = LETTERS.index(letter)
-        if alone is not None:
-            return output
-        if self._modules.fused == "thirds":
-            return output.unflatten(-1, (3, -1))[..., at, :]
-        return output.unflatten(-1, (self.n_heads, 3, -1))[..., at, :]
 
     def _projection(self, layer: int) -> nn.Module:
         return self._subject.model.get_submodule(self._subject.points[f"blocks.{layer}.attn_z"].module)

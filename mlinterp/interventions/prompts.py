@@ -38,7 +38,7 @@ def asked(subject: Subject, prompts: Sequence[Prompt]) -> Asked:
     """Return prompts as examples, padded on the right.
 
     Targets are the tokens that follow in the text, and at its end the prompt's answer, where it has one.
-    Raises SpecError, naming the prompt, for a text without tokens and for an answer that is not one token.
+    Raises SpecError, naming the prompt, for a text without tokens, for an answer that is not one token and for one that is wrong too.
     """
     import torch
 
@@ -59,5 +59,7 @@ def asked(subject: Subject, prompts: Sequence[Prompt]) -> Asked:
         for name, place in (("answer", targets), ("wrong", wrong)):
             token = one_token(getattr(prompt, name), subject, f"variables.prompts[{row}].{name}")
             place[row, len(tokens) - 1] = IGNORED if token == NO_TOKEN else token
+        if prompt.answer is not None and targets[row, len(tokens) - 1] == wrong[row, len(tokens) - 1]:
+            raise SpecError("answer and wrong are the same token", field=f"variables.prompts[{row}]")
     ids = tuple(f"prompt {number}" for number in range(1, len(texts) + 1))
     return Asked(Examples(ids, inputs, targets, mask), wrong)

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mlinterp.errors import SpecError
+from mlinterp.errors import ExperimentError, SpecError
+from mlinterp.interventions.attribution_runs import halved
 from mlinterp.subjects.base import Address, Batch, Subject
 from mlinterp.subjects.hooked import HookedSubject
 from mlinterp.subjects.huggingface import HuggingFaceSubject
@@ -107,11 +108,18 @@ def states_of(subject: Subject, batch: Batch, sites: Collection[str]) -> tuple[d
     return seen, outputs.logits
 
 
+def require_finite(subject: Subject, found: Tensor, what: str = "logits") -> None:
+    """Raise ExperimentError for numbers of a model that are NaN or infinite: means would leave them out unseen."""
+    if n := int((~torch.isfinite(found)).sum()):
+        raise ExperimentError(f"{n} of {found.numel()} {what} of '{subject.name}' are NaN or infinite")
+
+
 @torch.no_grad()
 def require_true(readout: Readout, subject: Subject, batch: Batch) -> None:
-    """Raise SpecError where the readout of the last block is not what the model says."""
-    states, logits = states_of(subject, batch, readout.sites[-1:])
+    """Raise SpecError where the readout of the last block is not what the model says, on one example."""
+    states, logits = next(halved([batch], lambda one: states_of(subject, one[0], readout.sites[-1:]), "example"))
     real = batch.mask.to(logits.device)
+    require_finite(subject, logits[real])
     error = (readout.logits(states[readout.sites[-1]]) - logits).abs()[real].max()
     if float(error) > TOLERANCE.get(logits.dtype, 1e-4) * float(logits[real].abs().max().clamp_min(1e-6)):
         why = f"'{subject.name}': the final norm and the unembedding alone do not give its logits (they differ by {float(error):.3g})"

@@ -15,12 +15,14 @@ sliding windows are the model's business. Nothing is taken on trust: a replay mu
 from __future__ import annotations
 
 import inspect
-from collections.abc import Collection
-from contextlib import ExitStack, suppress
+from collections.abc import Collection, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from mlinterp.subjects.base import Address, Batch
 from mlinterp.subjects.hook_points import LAYOUTS
@@ -72,27 +74,37 @@ def anatomy(subject: HookedSubject) -> Anatomy | None:
     return Anatomy(blocks, subject.model.get_submodule(FINAL_NORM[kind]), head, getattr(text, "final_logit_softcapping", None))
 
 
-class _Recorder:
+class Projected(NamedTuple):
+    """A linear map of single positions, and what it gave in the recorded pass."""
+
+    module: nn.Module
+    output: Tensor
+    """`[row, pos, width]`."""
+
+
+class Recorder:
     """Takes the keys and values of one block, `[row, head, pos, d_head]`, on their way."""
 
     def __init__(self) -> None:
         self.keys, self.values = torch.empty(0), torch.empty(0)
 
     def update(self, keys: Tensor, values: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """Do what a cache does when a block hands its keys and values over."""
         self.keys, self.values = keys, values
         return keys, values
 
 
-class _Taken(Exception):  # noqa: N818 - a signal, not an error
+class Taken(Exception):  # noqa: N818 - a signal, not an error
     """Raised once keys and values are known and nothing else of the block is wanted."""
 
 
-class _Taker(_Recorder):
+class Taker(Recorder):
     """Takes keys and values, and ends the block's call."""
 
     def update(self, keys: Tensor, values: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """Take them and raise `Taken`."""
         super().update(keys, values)
-        raise _Taken
+        raise Taken
 
 
 class _Earlier:
@@ -112,19 +124,33 @@ class Replay:
         anatomy: the model's parts.
         streams: what each block reads, and last what the final norm reads: `n_layers + 1` tensors `[row, pos, d]`.
         seen: the activations at the sites that were asked for, `[row, pos, d]`.
+        calls: the arguments each block was called with, but for the stream.
+        recorded: each block's keys and values.
+        projected: what made each block's queries, keys and values of single positions; empty unless asked for.
         logits: the model's own, at the answer positions, float32 `[row, vocab]`.
         answer_at: the position of each row at which the answer is read, int64 `[row]`.
 
     Args:
         sites: hook points whose activations are kept.
+        project: whether to keep what `projected` holds.
     """
 
-    def __init__(self, subject: HookedSubject, parts: Anatomy, batch: Batch, answer_at: Tensor, sites: Collection[str] = ()) -> None:
+    def __init__(
+        self,
+        subject: HookedSubject,
+        parts: Anatomy,
+        batch: Batch,
+        answer_at: Tensor,
+        sites: Collection[str] = (),
+        *,
+        project: bool = False,
+    ) -> None:
         device = next(subject.model.parameters()).device
         self.anatomy, self.answer_at, self._real = parts, answer_at.to(device), batch.mask.to(device)
         self._cache_name = next(name for name in _CACHES if name in inspect.signature(parts.blocks[0].forward).parameters)
-        self._calls: list[dict[str, Any]] = []
-        self._recorded: list[_Recorder] = []
+        self.calls: list[dict[str, Any]] = []
+        self.recorded: list[Recorder] = []
+        self.projected: list[list[Projected]] = [[] for _ in parts.blocks]
         self.streams: list[Tensor] = []
         self.seen: dict[str, Tensor] = {}
         self._everyone = torch.arange(len(batch), device=device)
@@ -132,10 +158,18 @@ class Replay:
             hooks.callback(parts.head.register_forward_pre_hook(self._answers_alone).remove)
             for block in parts.blocks:
                 hooks.callback(block.register_forward_pre_hook(self._note, with_kwargs=True).remove)
+                for module in block.modules() if project else ():
+                    if type(module).__name__ in ("Linear", "Conv1D"):
+                        hooks.callback(module.register_forward_hook(self._projected).remove)
             hooks.callback(parts.norm.register_forward_pre_hook(lambda _, args: self.streams.append(args[0])).remove)
             outputs = subject.forward(batch.to(device), self._keep, sites)
         assert outputs is not None
         self.logits = outputs.logits[:, 0].float()
+
+    @property
+    def length(self) -> int:
+        """Positions of a row."""
+        return self._real.shape[1]
 
     @property
     def n_layers(self) -> int:
@@ -153,39 +187,24 @@ class Replay:
         """
         return self._call(layer, stream, rows, start, self._before(layer, rows, start))
 
-    def answers(self, stream: Tensor, rows: Tensor, start: int) -> Tensor:
-        """Run the last block, and return what the final norm reads at the answer positions, `[n, d]`.
-
-        Nothing else of the last block is wanted: where all rows are asked at one position, the others give their keys and values alone.
-        """
-        last, ends = self.n_layers - 1, self.answer_at[rows]
-        end = int(ends[0])
-        if bool((ends != end).any()) or end == start:
-            return self.states(self.block(last, stream, rows, start), rows, start)
-        taker, before = _Taker(), self._before(last, rows, start)
-        with suppress(_Taken):
-            self._call(last, stream[:, : end - start], rows, start, taker)
-        keys, values = (taker.keys, taker.values) if before is None else before.update(taker.keys, taker.values)
-        return self._call(last, stream[:, end - start : end - start + 1], rows, end, _Earlier(keys, values))[:, 0]
-
     def states(self, stream: Tensor, rows: Tensor, start: int) -> Tensor:
         """Return what the final norm reads at the answer positions, `[n, d]`, of the last stream `[n, pos - start, d]`."""
         return stream[torch.arange(len(rows), device=rows.device), self.answer_at[rows] - start]
 
     def holds(self) -> bool:
         """Whether blocks that are called again give their recorded output back, from a position in the middle, and the head the logits."""
-        if len(self._calls) != self.n_layers or len(self.streams) != self.n_layers + 1:
+        if len(self.calls) != self.n_layers or len(self.streams) != self.n_layers + 1:
             return False
         middle = int(self.answer_at.min()) // 2
         for layer in {0, min(1, self.n_layers - 1), self.n_layers - 1}:
-            if not len(self._recorded[layer].keys):
+            if not len(self.recorded[layer].keys):
                 return False
             made = self.block(layer, self.streams[layer][:, middle:], self._everyone, middle)
             real = self._real[:, middle:]
-            if not _agree(made[real], self.streams[layer + 1][:, middle:][real]):
+            if not agree(made[real], self.streams[layer + 1][:, middle:][real]):
                 return False
         states = self.states(self.streams[-1], self._everyone, 0)
-        return _agree(self.anatomy.logits(states), self.logits, states.dtype)
+        return agree(self.anatomy.logits(states), self.logits, states.dtype)
 
     def _answers_alone(self, _head: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Have the unembedding run at the answer positions alone: logits of every position would be the largest tensor by far."""
@@ -201,19 +220,29 @@ class Replay:
         first, *others = bound
         given = {**{name: bound[name] for name in others if name != "kwargs"}, **bound.get("kwargs", {})}
         self.streams.append(bound[first])
-        self._calls.append(given)
-        self._recorded.append(_Recorder())
-        return (bound[first],), {**given, self._cache_name: self._recorded[-1]}
+        self.calls.append(given)
+        self.recorded.append(Recorder())
+        return (bound[first],), {**given, self._cache_name: self.recorded[-1]}
+
+    def _projected(self, module: nn.Module, _args: Any, output: Tensor) -> None:
+        """Record a linear map's output where the block has not put its keys and values down yet."""
+        if not len(self.recorded[-1].keys):
+            self.projected[len(self.recorded) - 1].append(Projected(module, output))
 
     def _before(self, layer: int, rows: Tensor, start: int) -> _Earlier | None:
         """Return the recorded keys and values of what comes before a position; None where nothing does."""
-        recorded = self._recorded[layer]
+        recorded = self.recorded[layer]
         return _Earlier(recorded.keys[rows, :, :start], recorded.values[rows, :, :start]) if start else None
 
     def _call(self, layer: int, stream: Tensor, rows: Tensor, start: int, cache: Any) -> Tensor:
         span = slice(start, start + stream.shape[1])
-        given = {name: self._part(name, value, rows, span) for name, value in self._calls[layer].items()}
-        made = self.anatomy.blocks[layer](stream, **{**given, self._cache_name: cache})
+        given = {name: self._part(name, value, rows, span) for name, value in self.calls[layer].items()}
+        return self.run(layer, stream, given, cache)
+
+    def run(self, layer: int, stream: Tensor, given: dict[str, Any], cache: Any) -> Tensor:
+        """Call a block with arguments of one's own, and a cache that is handed its keys and values."""
+        with _fused(self.anatomy.blocks[layer]):
+            made = self.anatomy.blocks[layer](stream, **{**given, self._cache_name: cache})
         return made[0] if isinstance(made, tuple) else made
 
     def _part(self, name: str, value: Any, rows: Tensor, span: slice) -> Any:
@@ -236,6 +265,20 @@ class Replay:
         return torch.ones(length, length, dtype=torch.bool, device=rows.device).tril()[None, None, span, : span.stop]
 
 
-def _agree(made: Tensor, recorded: Tensor, dtype: torch.dtype | None = None) -> bool:
+@contextmanager
+def _fused(block: nn.Module) -> Iterator[None]:
+    """Have GPT-2's GELU computed in one pass over memory, not in the eight that its formula is written in."""
+    written_out = [module for module in block.modules() if type(module).__name__ == "NewGELUActivation"]
+    try:
+        for module in written_out:
+            module.forward = partial(functional.gelu, approximate="tanh")
+        yield
+    finally:
+        for module in written_out:
+            module.__dict__.pop("forward", None)
+
+
+def agree(made: Tensor, recorded: Tensor, dtype: torch.dtype | None = None) -> bool:
+    """Whether a tensor is a recorded one but for rounding."""
     reach = float(recorded.abs().max())
     return float((made.float() - recorded.float()).abs().max()) <= _TOLERANCE.get(dtype or recorded.dtype, 1e-4) * max(reach, 1e-6)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from mlinterp.determinism import numpy_stream
 from mlinterp.errors import VerificationError
+from mlinterp.interventions.attribution_runs import halved
 from mlinterp.interventions.lens import Reading
 from mlinterp.interventions.readouts import Readout, states_of
 from mlinterp.io.digests import sha256_json
@@ -115,11 +116,17 @@ class TunedLensFit(ResumableModule):
                 self.adam.state[parameter] = {key: tensors[f"adam.{key}.{name}"] for key in ("step", "exp_avg", "exp_avg_sq")}
 
     def inner_step(self, step: int) -> Mapping[str, float | Tensor]:
-        """Take optimizer step `step`."""
+        """Take optimizer step `step`. Raises EnvironmentFault for a batch that does not fit in memory: halving it would change the fit."""
         for group in self.adam.param_groups:
             group["lr"] = self.lr * (1 - step / self.total_steps)
         self.adam.zero_grad(set_to_none=True)
         batch = self._batch(step)
+        loss = next(halved([batch], lambda one: self._slopes(one[0]), f"batch of {len(batch)} examples"))
+        self.adam.step()
+        return {"loss": loss}
+
+    def _slopes(self, batch: Batch) -> Tensor:
+        """Leave the gradient of the loss in the parameters and return the loss."""
         states, logits = states_of(self.subject, batch, self.sites)
         final = logits[batch.mask].float().log_softmax(dim=-1)
         total = torch.zeros((), device=final.device)
@@ -128,8 +135,7 @@ class TunedLensFit(ResumableModule):
             loss = (final.exp() * (final - read)).sum(dim=-1).mean()
             loss.backward()
             total += loss.detach()
-        self.adam.step()
-        return {"loss": total / len(self.sites)}
+        return total / len(self.sites)
 
     def _batch(self, step: int) -> Batch:
         epoch, at = divmod(step, len(self.train_examples) // self.batch_size)

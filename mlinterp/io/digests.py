@@ -10,9 +10,10 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
+if TYPE_CHECKING:
+    import numpy as np
 
 VOLATILE = frozenset({"run_id", "spec_id", "started_at", "completed_at", "created_at", "seconds", "duration_seconds", "spec_path"})
 """JSON fields that name a run or a moment rather than a finding."""
@@ -41,6 +42,8 @@ def sha256_json(value: Any) -> str:
 
 def sha256_arrays(arrays: Mapping[str, np.ndarray]) -> str:
     """Return the digest of named arrays: sorted (name, dtype, shape, bytes)."""
+    import numpy as np  # not above: whoever only reads a spec digests text alone
+
     digest = hashlib.sha256()
     for name in sorted(arrays):
         array = np.ascontiguousarray(arrays[name])

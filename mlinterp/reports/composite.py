@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mlinterp.reports import verdicts
-from mlinterp.reports.document import Block, Document, Heading, Link, Links, Notice, Rows, link, shown
+from mlinterp.reports.document import Block, Document, Heading, Link, Links, Notice, Points, Rows, link, shown
 from mlinterp.reports.sections import ROWS, headline, lineage, opening, pictures, provenance, table_blocks, title, warnings
 from mlinterp.result import Cell, ExperimentResult, ResultTable
 
@@ -46,8 +46,10 @@ def study_document(
     children = [Child(*step) for step in steps]
     blocks: list[Block] = [*opening(result, asked, judged, ruling), *verdicts.verdict(ruling, result.hypothesis)]
     blocks += [Heading("Steps"), _overview("step", children)]
+    if said := result.sentences():
+        blocks += [Heading("What the steps say"), Points(tuple(said))]
     blocks += warnings(_without_echo(result, children))
-    blocks += _own(result, without={"steps", "estimates"})
+    blocks += _own(result, without={"steps", "narrative", "estimates"})
     for child in children:
         blocks += _brief(child)
     return Document(title(result), [*blocks, *lineage(links), *provenance(result)])
@@ -140,8 +142,7 @@ def _brief(child: Child) -> list[Block]:
         return [*blocks, Notice("failure", child.status.capitalize(), (message or "without a message",))]
     if child.ruling is not None:
         blocks.append(verdicts.notice(child.ruling, result.hypothesis))
-    if result.metrics:
-        blocks.append(headline(result))
+    blocks += headline(result)
     blocks += warnings(result)
     blocks += pictures(result, folder=None)[:1]
     for table in list(result.tables.values())[:1]:

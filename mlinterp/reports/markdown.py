@@ -129,7 +129,13 @@ def cell(value: Cell | Link) -> str:
 def line(text: str) -> str:
     """Return prose as one line: tame words as they are, others in code spans."""
     words = visible(scrub(" ".join(text.split()))).split(" ")
-    return " ".join(word if _is_tame(word) and (index or _may_begin(word)) else code(word) for index, word in enumerate(words) if word)
+    return " ".join(word if _is_tame(word) and (index or _may_begin(word)) else _quoted(word) for index, word in enumerate(words) if word)
+
+
+def _quoted(word: str) -> str:
+    """Return a word in code spans, the punctuation that ends it outside them."""
+    inside = word.rstrip(",;")
+    return code(inside) + word[len(inside) :] if inside else code(word)
 
 
 def _may_begin(word: str) -> bool:

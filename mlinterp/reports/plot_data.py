@@ -60,7 +60,7 @@ class Grid:
 
 
 def check(figure: Figure, table: ResultTable) -> None:
-    """Raise VerificationError where a figure names a column its table does not have, or declares no y where its kind needs one."""
+    """Raise VerificationError where a figure names a column its table does not have, or lacks a y or series that its kind needs."""
     needed = [figure.x, *figure.y, figure.series, figure.low, figure.high]
     for column in needed:
         if column is not None and column not in table.columns:
@@ -69,6 +69,8 @@ def check(figure: Figure, table: ResultTable) -> None:
             raise VerificationError(f"figure '{figure.name}': table '{table.name}' has no column '{column}'{hint}")
     if not figure.y and figure.kind != "histogram":
         raise VerificationError(f"figure '{figure.name}': a {figure.kind} needs at least one y column")
+    if figure.kind == "graph" and figure.series is None:
+        raise VerificationError(f"figure '{figure.name}': a graph needs a series column, which its lines lead to")
 
 
 def series_of(figure: Figure, table: ResultTable, axis: Axis) -> list[Series]:

@@ -139,10 +139,10 @@ def draw_heatmap(axes: Axes, figure: Figure, table: ResultTable) -> list[str]:
     shown = np.ma.masked_invalid(grid.values)
     axes.grid(visible=False)
     axes.patch.set(facecolor="#F4F4F4", hatch="////", edgecolor="#BBBBBB")
-    image = axes.imshow(shown, aspect="auto", interpolation="nearest", **_colours(grid.values, log=figure.log_y))
+    image = axes.imshow(shown, aspect="auto", interpolation="nearest", **_colours(grid.values, figure))
     bar = axes.figure.colorbar(image, ax=axes, pad=0.015, fraction=0.05, aspect=max(20.0, 7 * _height(axes)))
     bar.outline.set_visible(False)
-    bar.set_label(look.side_label(figure.y[0]))
+    bar.set_label(look.side_label(figure.value_label or figure.y[0]))
     for spine in axes.spines.values():
         spine.set_visible(False)
     if n_columns <= 60 and n_rows <= 60:
@@ -161,9 +161,11 @@ def draw_heatmap(axes: Axes, figure: Figure, table: ResultTable) -> list[str]:
     return ["cells that several rows fall into show their mean"] if grid.averaged else []
 
 
-def _colours(values: np.ndarray, *, log: bool) -> dict[str, Any]:
+def _colours(values: np.ndarray, figure: Figure) -> dict[str, Any]:
     finite = values[np.isfinite(values)]
-    if log and (finite > 0).any():
+    if figure.full is not None:
+        return {"cmap": "cividis", "vmin": 0.0, "vmax": figure.full}
+    if figure.log_y and (finite > 0).any():
         from matplotlib.colors import LogNorm
 
         positive = finite[finite > 0]

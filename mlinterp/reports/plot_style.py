@@ -138,9 +138,19 @@ def setting_ticks(axis: DrawnAxis, values: np.ndarray) -> None:
     """Put the ticks of a logarithmic axis on the values themselves where they are few, in plain numbers."""
     distinct = np.unique(values)
     if len(distinct) <= 12:
-        axis.set_major_locator(FixedLocator(distinct.tolist()))
+        axis.set_major_locator(FixedLocator(_apart(distinct)))
         axis.set_major_formatter("{x:.4g}")
         axis.set_minor_locator(NullLocator())
+
+
+def _apart(values: np.ndarray) -> list[float]:
+    """Return those ascending positive values whose labels have room beside the one before on a logarithmic axis."""
+    least = 0.05 * np.log(values[-1] / values[0]) if len(values) else 0.0
+    kept: list[float] = []
+    for value in values.tolist():
+        if not kept or np.log(value / kept[-1]) >= least:
+            kept.append(value)
+    return kept
 
 
 def legend(axes: Axes, entries: Sequence[tuple[Any, str]], most: int = 24) -> None:

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure as Canvas
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from mlinterp.errors import VerificationError
+from mlinterp.reports import plot_graph as graph
 from mlinterp.reports import plot_kinds as kinds
 from mlinterp.reports import plot_parallel as parallel
 from mlinterp.reports import plot_style as look
@@ -24,6 +25,7 @@ _DRAW = {
     "histogram": kinds.draw_histogram,
     "heatmap": kinds.draw_heatmap,
     "parallel": parallel.draw_parallel,
+    "graph": graph.draw_graph,
 }
 
 
@@ -74,6 +76,8 @@ def _is_empty(figure: Figure, table: ResultTable) -> bool:
         return not table.rows or not np.isfinite(grid_of(figure, table).values).any()
     if figure.kind == "parallel":
         return parallel.is_empty(figure, table)
+    if figure.kind == "graph":
+        return not graph.layout_of(figure, table).lines
     axis = Axis.of(row.get(figure.x) for row in table.rows)
     points = [(one.x, one.y) for one in series_of(figure, table, axis)]
     return not any((np.isfinite(x) & (y > 0 if figure.log_y else np.isfinite(y))).any() for x, y in points)
@@ -85,6 +89,8 @@ def _height(figure: Figure, table: ResultTable) -> float:
         grid = grid_of(figure, table)
         longest = min(max(map(len, grid.columns)), look.LONGEST_LABEL)
         return float(np.clip(1.6 + 0.06 * longest + 0.27 * len(grid.rows), 3.2, 14.0))
+    if figure.kind == "graph":
+        return float(np.clip(1.4 + 0.42 * graph.layout_of(figure, table).height, 3.2, 14.0))
     if figure.kind == "bar" and table.rows:
         axis, categories = kinds.bar_categories(figure, table)
         if kinds.bars_lie(categories):

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 ROWS, COLUMNS = 20, 12
 """How much of a table a report shows; the whole table is an artifact."""
+NUMBERS = 24
+"""How many metrics a report shows before its figures."""
 
 _MODE = {
     "observational": "Activations were read and nothing was changed. The numbers show what goes together, not what causes what.",
@@ -76,17 +78,19 @@ def opening(
     return blocks + verdicts.predictions(result, spec, judged or (ruling.evidence.judgements if ruling else ()))
 
 
-def headline(result: ExperimentResult) -> Facts:
-    """Return the headline metrics, each with its interval where it has one."""
-    shown = {name: value for name, value in result.metrics.items() if not name.startswith(FURTHER)}
-    return Facts(tuple((name, value, verdicts.between(result.estimates.get(name)) or "") for name, value in shown.items()), headline=True)
+def headline(result: ExperimentResult) -> list[Block]:
+    """Return the headline metrics, each with its interval where it has one: the first `NUMBERS`, and how many there are."""
+    found = [(name, value) for name, value in result.metrics.items() if not name.startswith(FURTHER)]
+    facts = tuple((name, value, verdicts.between(result.estimates.get(name)) or "") for name, value in found[:NUMBERS])
+    blocks: list[Block] = [Facts(facts, headline=True)] if facts else []
+    if len(found) > NUMBERS:
+        blocks.append(Prose(f"{NUMBERS} of {len(found)} numbers; all are metrics of the run."))
+    return blocks
 
 
 def numbers(result: ExperimentResult) -> list[Block]:
     """Return the headline metrics, then the aggregates that are defined."""
-    blocks: list[Block] = []
-    if result.metrics:
-        blocks.append(headline(result))
+    blocks = headline(result)
     plain = {key: value for key, value in result.aggregates.model_dump(exclude={"custom"}).items() if value not in (None, 0)}
     aggregates = [(name, _brief(value)) for name, value in [*plain.items(), *result.aggregates.custom.items()] if value is not None]
     if aggregates:

@@ -64,6 +64,11 @@ class SubjectFit(ResumableModule):
         """Return what a checkpoint must agree on."""
         return {"config": dict(self.subject.config), "optimizer": dict(self.options), "steps": self.total_steps, **self.asked}
 
+    def on_train_start(self) -> None:
+        """Put moments and the average where the parameters are."""
+        super().on_train_start()
+        self.average = {name: self.average[name].to(parameter) for name, parameter in self._trained() if self.average}
+
     def inner_step(self, step: int) -> Mapping[str, float | Tensor]:
         """Take optimizer step `step`."""
         self.network.train()

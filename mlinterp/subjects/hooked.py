@@ -100,7 +100,7 @@ class HookedSubject(Subject):
     ) -> None:
         self.name, self.kind, self.config, self.tokens = name, kind, dict(config or {}), tokens
         self.model = model.eval().requires_grad_(False)
-        self.call = call or (lambda batch: model(batch.inputs))
+        self.call = call or self.logits
         self.points = {site: HookPoint(*point) for site, point in sites.items()}
         self.splits: Mapping[Split, Examples] = (
             dict.fromkeys(("train", "validation", "test"), examples) if isinstance(examples, Examples) else dict(examples)
@@ -110,6 +110,11 @@ class HookedSubject(Subject):
             with torch.no_grad():
                 vocab = self.call(self._probe()).shape[-1]
         self.vocab = vocab
+
+    def logits(self, batch: Batch) -> Tensor:
+        """Return the model's logits `[batch, pos, vocab]`."""
+        found: Tensor = self.model(batch.inputs)
+        return found
 
     @property
     def sites(self) -> tuple[str, ...]:

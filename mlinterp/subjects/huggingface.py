@@ -62,6 +62,11 @@ class HuggingFaceSubject(HookedSubject):
         Positions count from the first real token. Architectures without a table of hook points number them by rules of their
         own, so they take padding on the right only.
         """
+        output: Tensor = self.model(**self.arguments(batch)).logits
+        return output
+
+    def arguments(self, batch: Batch) -> dict[str, Tensor]:
+        """Return what the model is called with, positions counted from the first real token."""
         device = next(self.model.parameters()).device
         mask = batch.mask.to(device)
         where = {}
@@ -69,8 +74,7 @@ class HuggingFaceSubject(HookedSubject):
             if self.architecture.model_type not in LAYOUTS:
                 raise SpecError(f"'{self.name}' ({self.architecture.model_type}) takes padding on the right only", field="subject")
             where = {"position_ids": (mask.cumsum(dim=1) - 1).clamp_min(0)}
-        output: Tensor = self.model(input_ids=batch.inputs.to(device), attention_mask=mask.long(), **where).logits
-        return output
+        return {"input_ids": batch.inputs.to(device), "attention_mask": mask.long(), **where}
 
     def examples(self, split: Split, n: int, seed: int = 0, **selection: Any) -> Examples:
         """Return `n` contexts of a split, chosen by the seed.

@@ -98,3 +98,8 @@ class HuggingFaceConfig(Frozen):
                 "a model from a config has no tokenizer of its own: use text data with `tokenizer: {train_bpe: {vocab_size: …}}`"
             )
         return self
+
+    @property
+    def initial_weights(self) -> bool:
+        """Whether it starts with random weights."""
+        return self.source.config is not None

@@ -78,20 +78,20 @@ class Pairs:
     def labels(self, subject: Subject) -> dict[int, str]:
         """Return what stands at each position that some pair shares, in order: `3 John`, `3 John|Mary` where the prompts differ.
 
-        Where pairs have different tokens, one that most of them have is shown with an ellipsis, and else the position alone.
+        Where pairs have different tokens, one that most of them have is shown with an ellipsis, and else the commonest as an example.
         """
         texts: dict[int, Counter[str]] = {}
         for row, column in self.shared.nonzero().tolist():
             tokens = dict.fromkeys(int(batch.inputs[row, column]) for batch in (self.clean, self.corrupted))
             text = "|".join(subject.token_text(token).replace("\n", "⏎").strip() or "␣" for token in tokens)
             texts.setdefault(int(self.positions[row, column]), Counter())[text] += 1
-        return {at: f"{at} {_shared(found)}".strip() for at, found in sorted(texts.items())}
+        return {at: f"{at} {_shared(found)}" for at, found in sorted(texts.items())}
 
 
 def _shared(found: Counter[str]) -> str:
     text, count = found.most_common(1)[0]
     if 2 * count <= found.total() and len(found) > 1:
-        return ""
+        return f"e.g. {text}"
     return text if len(found) == 1 else f"{text} …"
 
 

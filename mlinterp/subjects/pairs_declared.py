@@ -43,7 +43,7 @@ class PromptPair(Frozen):
 
 PairsVariable = (
     Annotated[list[PromptPair], Field(min_length=1, max_length=MAX_PAIRS)]
-    | Annotated[str, StringConstraints(min_length=1, max_length=300, pattern=r"\.jsonl$")]
+    | Annotated[str, StringConstraints(min_length=1, max_length=300)]
 )
 """What a spec's `pairs` may be: the pairs, or a `.jsonl` file of the project that holds one a line."""
 
@@ -52,15 +52,17 @@ def read_pairs(declared: list[PromptPair] | str, root: Path | None) -> list[Prom
     """Return the pairs of a spec; a file's name is relative to the project's folder `root`.
 
     Raises UnsafeError for a file outside `root`, EnvironmentFault for one that is not there, and SpecError, with its line, for one that
-    holds something else than pairs.
+    holds something else than pairs or has another ending.
     """
     if not isinstance(declared, str):
         return declared
     if root is None:
         raise SpecError(f"'{declared}' is a file of a project, and there is no project here", field="variables.pairs")
+    if not declared.endswith(".jsonl"):
+        raise SpecError(f"'{declared}' is no list of pairs", field="variables.pairs", allowed="pairs, or a .jsonl file of the project")
     path = resolve_inside(root, declared)
     if not path.is_file():
-        raise EnvironmentFault(f"file of prompt pairs '{declared}' does not exist")
+        raise EnvironmentFault(f"file of prompt pairs '{declared}' does not exist in the project's folder '{root.name}'")
     found = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         try:

@@ -45,6 +45,11 @@ class TRMConfig(Frozen):
     )
     seed: int = Field(0, ge=0, lt=2**63, description="seed of the initial weights")
 
+    @property
+    def initial_weights(self) -> bool:
+        """Whether it starts with random weights."""
+        return self.weights is None
+
 
 class TRMFitOptions(Frozen):
     """How a recurrent subject is trained; the number of steps belongs to the fit."""

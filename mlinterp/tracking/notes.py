@@ -98,7 +98,8 @@ def _linked(store: Store, run_id: str) -> str:
 
 
 def _link(run: Run) -> str:
-    status = "" if run.info.status == "FINISHED" else f" ({run.info.status.lower()})"
+    running = run.info.status == "RUNNING"  # which is over soon, and the note stays
+    status = "" if running or run.info.status == "FINISHED" else f" ({run.info.status.lower()})"
     return f"[{plain(run.info.run_name)}]({links.run(run.info.experiment_id, run.info.run_id)}){status}"
 
 

@@ -46,7 +46,7 @@ class RepeatedObjective(LmObjective):
         held_out = subject.examples("validation", options.eval_contexts)
         super().__init__(subject.model, lambda batch: subject.model(batch.inputs), subject.splits["train"], held_out, options, seed)
         self.subject = subject
-        subject.model.draw(torch_stream(seed, "weights"))
+        subject.model.reset_parameters(torch_stream(seed, "weights"))
 
     def batch(self, step: int) -> Batch:
         """Return the batch of a step: a pure function of seed and step."""
@@ -87,13 +87,17 @@ class Repeats(HookedSubject):
 
 
 def _sites(model: Network) -> dict[str, tuple[str, str]]:
-    sites = {"embed": "embed", "resid_post": "resid_post"}
+    """Return the hook points by which every type finds its way, and the ways (`paths`)."""
+    sites = {"blocks.0.resid_pre": "embed"}
     for layer, block in enumerate(model.blocks):
+        sites[f"blocks.{layer}.attn_z"] = f"blocks.{layer}.attn_z"
         for head in range(len(block.head)):
-            sites |= {f"blocks.{layer}.head.{head}.{what}": f"blocks.{layer}.head.{head}.{what}" for what in ("pattern", "z", "out")}
+            at = f"blocks.{layer}.head.{head}"
+            sites |= {f"{at}.{what}": f"{at}.{what}" for what in ("q_in", "k_in", "v_in", "pattern", "z", "out")}
         for way in block.way:
             sites |= {f"paths.{layer}.{head}.{way}": f"blocks.{layer}.way.{way}.head.{head}" for head in range(len(block.head))}
             sites[f"paths.{layer}.{way}"] = f"blocks.{layer}.way.{way}.all"
+    sites |= {f"blocks.{len(model.blocks) - 1}.resid_post": "resid_post", "unembed": "unembed"}
     return {site: (path, "output") for site, path in sites.items()}
 
 

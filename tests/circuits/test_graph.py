@@ -59,3 +59,23 @@ def test_random_circuits_have_the_size_asked_for_and_hang_on_the_seed_alone():
     assert (first != other).any()
     assert first.sum() == 10
     assert not (first & ~graph.whole).any()
+
+
+def test_a_random_circuit_to_compare_with_grows_from_the_logits_and_hangs_on_the_seed_alone():
+    graph = transformer_graph(3, 2, 2)
+    for size in (1, 7, 30, graph.n_edges):
+        kept = graph.grown(size, 0, 1)
+        assert kept.sum() == size
+        assert (graph.useful(kept) == kept).all()
+        assert (kept == graph.grown(size, 0, 1)).all()
+    assert (graph.grown(7, 0, 1) != graph.grown(7, 0, 2)).any()
+    assert (graph.grown(7, 0, 1) != graph.grown(7, 1, 1)).any()
+
+
+def test_nodes_and_reads_are_senders_and_receivers_of_path_patching_by_name():
+    graph = transformer_graph(2, 4, 2)
+    names = {read.name: [each.name for each in graph.receivers(row)] for row, read in enumerate(graph.reads)}
+    assert [node.sender.name for node in graph.nodes[:6]] == ["embedding", *(f"blocks.0.head.{head}" for head in range(4)), "blocks.0.mlp"]
+    assert names["L1.h3.q"] == ["blocks.1.head.3.q"]
+    assert names["L1.g1.k"] == ["blocks.1.head.2.k", "blocks.1.head.3.k"]
+    assert (names["L0.mlp"], names["logits"]) == (["blocks.0.mlp"], ["logits"])

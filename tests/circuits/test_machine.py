@@ -200,22 +200,38 @@ def test_a_batch_that_does_not_fit_in_memory_is_split_until_it_does(subjects):
     class Small(TransformerMachine):
         room = 2
 
-        def _cut(self, rows, edges, first):
+        def _forward(self, through, rows, first, embed):
             if len(rows) > self.room:
                 raise torch.OutOfMemoryError("no room")
-            return super()._cut(rows, edges, first)
+            return super()._forward(through, rows, first, embed)
 
     pairs = tokenise(random_pairs(subjects["gpt2"].vocab, LENGTHS), subjects["gpt2"])
-    small = Small(subjects["gpt2"], pairs, graph_of(subjects["gpt2"]), LOGIT_DIFF)
+    small, large = Small(subjects["gpt2"], pairs, graph_of(subjects["gpt2"]), LOGIT_DIFF), machine_of(subjects["gpt2"])
     circuits = np.stack([small.graph.random(50, 0, draw) for draw in range(3)])
-    assert small.metrics(circuits, ROWS) == pytest.approx(machine_of(subjects["gpt2"]).metrics(circuits, ROWS), abs=2e-5)
+    assert small.m_clean == pytest.approx(large.m_clean, abs=2e-5)
+    assert small.metrics(circuits, ROWS) == pytest.approx(large.metrics(circuits, ROWS), abs=2e-5)
+    assert small.edge_scores(ROWS, 2) == pytest.approx(large.edge_scores(ROWS, 2), abs=2e-5)
+    assert small.embedding_gap(ROWS) == pytest.approx(large.embedding_gap(ROWS), abs=2e-5)
     small.room = 0
     with pytest.raises(EnvironmentFault, match="not even one run of 9 tokens fits in memory"):
         small.metrics(circuits, ROWS)
 
 
+def test_pairs_whose_writes_do_not_fit_in_memory_are_refused_with_what_to_give_fewer_of(subjects):
+    class Small(TransformerMachine):
+        def _prepare(self):
+            raise torch.OutOfMemoryError("no room")
+
+    pairs = tokenise(random_pairs(subjects["gpt2"].vocab, LENGTHS), subjects["gpt2"])
+    with pytest.raises(EnvironmentFault, match="what 16 parts write in 3 pairs of 9 tokens does not fit in memory: give fewer pairs"):
+        Small(subjects["gpt2"], pairs, graph_of(subjects["gpt2"]), LOGIT_DIFF)
+
+
 def test_a_model_whose_stream_is_no_plain_sum_is_refused_by_name(subjects):
-    with pytest.raises(SpecError, match=r"'toy' \(bert\) is not known to have a residual stream that is a plain sum; gpt2, llama"):
+    with pytest.raises(
+        SpecError,
+        match=r"'toy' \(bert\) is not known to have a residual stream that is a plain sum; a left-to-right model of the kinds gpt2, llama",
+    ):
         graph_of(subjects["bert"])
 
 

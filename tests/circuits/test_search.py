@@ -167,11 +167,12 @@ def test_a_planted_circuit_is_faithful_complete_and_minimal_and_a_superset_is_no
     planted = prune(machine, [0], 0.01).kept
     assert names(machine, planted) == {"embed -> L0.mlp", "L0.mlp -> L1.mlp", "L1.mlp -> logits"}
     more = planted | (np.array([[read.kind == "logits"] for read in graph.reads]) & graph.whole)
-    own, larger = judge(machine, [planted, more], [0, 1], 3, 0.01, 200, seed=0)
+    own, larger = judge(machine, [planted, more], [0, 1], 20, 0.01, 200, seed=0)
     for judged in (own, larger):
         assert judged.faithfulness is not None
         assert judged.completeness is not None
         assert judged.faithfulness.effect.estimate == 1.0
         assert judged.completeness.effect.estimate == 1.0
-        assert judged.faithfulness.adjusted.estimate > 0.5
+    # Six of ten edges that grow from the logits often hold the three that do it all, three seldom.
+    assert own.faithfulness.null.estimate < min(0.4, larger.faithfulness.null.estimate)
     assert (own.minimality, larger.minimality) == (1.0, 3 / int(more.sum()))

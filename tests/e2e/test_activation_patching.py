@@ -52,7 +52,7 @@ def test_a_run_logs_its_table_and_heatmaps_and_is_used_again_until_a_file_that_i
     names = {path.name for path in artifacts.rglob("*")}
     assert {"adjusted_by_position.png", "effect_by_position.png", "largest.png", "patches.csv", "pairs.csv"} <= names
     assert first.result is not None
-    assert [row["position"] for row in first.result.tables["patches"].rows[:3]] == ["0 f", "1 (", "2"]
+    assert [row["position"] for row in first.result.tables["patches"].rows[:3]] == ["0 f", "1 (", "2 e.g. 0"]
     assert mlinterp.run_spec(project / "spec.yaml").run_id == first.run_id
     lines = (project / "pairs.jsonl").read_text().splitlines()
     (project / "pairs.jsonl").write_text("\n".join(lines[:3]) + "\n")

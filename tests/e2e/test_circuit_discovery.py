@@ -24,7 +24,7 @@ PROJECT = {
 }
 
 
-def test_a_circuit_search_is_a_run_with_its_circuit_as_a_file_and_its_curve_as_a_figure(tmp_path: Path) -> None:
+def test_a_circuit_search_is_a_run_whose_circuit_is_a_file_that_path_patching_takes_up(tmp_path: Path) -> None:
     root = tmp_path / "circuits"
     (root / "text").mkdir(parents=True)
     for number in range(6):
@@ -44,3 +44,8 @@ def test_a_circuit_search_is_a_run_with_its_circuit_as_a_file_and_its_curve_as_a
     assert run.data.metrics["circuit/n_edges"] == len(circuit["edges"]) > 0
     assert sorted(path.name for path in artifacts.rglob("*.png")) == ["completeness.png", "faithfulness.png", "minimality.png", "nodes.png"]
     assert {"edges.json", "nodes.json", "curve.json"} <= {path.name for path in artifacts.rglob("*.json")}
+    asked = {"pairs": "pairs.jsonl", "n_bootstrap": 200, "controls": 2, "untrained": False}
+    paths = {"type": "path_patching", "subject": "toy", "inputs": {"circuit": f"run:{summary.run_id}"}, "variables": asked}
+    patched = mlinterp.run_spec(workbench.write(root / "paths.yaml", paths))
+    rows = json.loads((Path(store.client.get_run(patched.run_id).info.artifact_uri) / "tables" / "paths.json").read_text())["data"]
+    assert len(rows) == min(len(circuit["edges"]), 200)

@@ -6,13 +6,16 @@ import numpy as np
 import pytest
 import torch
 from prompts import CAUSAL, random_pairs, transformer
+from sae_kinds import random_sae
 from torch import Tensor, nn
 
 from mlinterp.errors import SpecError
 from mlinterp.interventions import attribution_patching
+from mlinterp.interventions.attribution_latents import latent_slopes
 from mlinterp.interventions.attribution_patching import Slopes, slopes
 from mlinterp.interventions.metrics import Metric, MetricRegistry
-from mlinterp.interventions.patch_places import COMPONENTS, places
+from mlinterp.interventions.patch_latents import LatentPatcher
+from mlinterp.interventions.patch_places import COMPONENTS, place_of, places
 from mlinterp.interventions.patching import Edit, Patch, Patcher
 from mlinterp.subjects.base import Examples
 from mlinterp.subjects.hooked import HookedSubject
@@ -70,14 +73,14 @@ def linear() -> HookedSubject:
 
 
 @pytest.mark.parametrize("ig_steps", [0, 3])
-@pytest.mark.parametrize("direction", ["denoise", "noise"])
+@pytest.mark.parametrize(("direction", "ablation"), [("denoise", "resample"), ("noise", "resample"), ("noise", "zero"), ("noise", "mean")])
 @pytest.mark.parametrize("component", ["resid_pre", "mlp_out"])
-def test_attribution_equals_activation_patching_in_a_linear_network(linear, component, direction, ig_steps):
+def test_attribution_equals_activation_patching_in_a_linear_network(linear, component, direction, ablation, ig_steps):
     pairs = tokenise(random_pairs(11, (6, 6, 6)), linear)
     where = places(linear, component)
     exact, found = (
-        Patcher(linear, pairs, where, LOGIT_DIFF, direction),
-        slopes(linear, pairs, where, LOGIT_DIFF, direction, ig_steps=ig_steps),
+        Patcher(linear, pairs, where, LOGIT_DIFF, direction, ablation=ablation),
+        slopes(linear, pairs, where, LOGIT_DIFF, direction, ig_steps=ig_steps, ablation=ablation, batch_size=2),
     )
     effects = found.effects()
     assert found.m_base == pytest.approx(exact.m_base, abs=1e-6)
@@ -85,8 +88,24 @@ def test_attribution_equals_activation_patching_in_a_linear_network(linear, comp
     for layer in where.sites:
         patches = [Patch(row, (Edit(layer, column),)) for row in range(3) for column in range(6)]
         changes = exact.metrics(patches) - np.repeat(exact.m_base, 6)
-        assert np.ptp(changes) > 0.1
+        assert np.ptp(changes) > 0.05
         assert effects[layer][:, :, 0].ravel() == pytest.approx(changes, abs=2e-6)
+
+
+@pytest.mark.parametrize("ig_steps", [0, 3])
+@pytest.mark.parametrize("ablation", ["resample", "zero", "mean"])
+def test_attribution_of_latents_equals_their_patches_in_a_linear_network(linear, ablation, ig_steps):
+    pairs = tokenise(random_pairs(11, (6, 6, 6)), linear)
+    sae = random_sae(activation="relu-l1", d_in=5, d_sae=12, dtype=torch.float32, site="blocks.1.resid_pre")
+    where = place_of(linear, sae.config.site, "sae_latent")
+    exact = LatentPatcher(sae, linear, pairs, where, LOGIT_DIFF, "noise", ablation=ablation)
+    found = latent_slopes(sae, linear, pairs, where, LOGIT_DIFF, "noise", ablation=ablation, ig_steps=ig_steps, batch_size=2)
+    latents = exact.steps.latents.tolist()
+    assert found.steps.latents.tolist() == latents
+    patches = [Patch(row, (Edit(1, column, latent),)) for row in range(3) for column in range(6) for latent in latents]
+    changes = exact.metrics(patches) - np.repeat(exact.m_base, 6 * len(latents))
+    assert np.ptp(changes) > 0.05
+    assert found.effects()[1].ravel() == pytest.approx(changes, abs=2e-6)
 
 
 @pytest.mark.parametrize("component", COMPONENTS)
@@ -128,6 +147,18 @@ def test_integrated_gradients_add_up_to_what_patching_a_whole_layer_does(tmp_pat
         assert found.whole[layer] == pytest.approx(changes, abs=1e-5)
         assert effects.sum(axis=(1, 2)) == pytest.approx(found.whole[layer], abs=0.02 * scale)
     assert found.whole[0] == pytest.approx(found.m_source - found.m_base, abs=1e-5)
+
+
+@pytest.mark.parametrize("ablation", ["zero", "mean"])
+def test_ablations_are_estimated_alike_for_every_batch_size_and_padding(subject, ablation):
+    declared, where = random_pairs(subject.vocab, UNEQUAL), places(subject, "mlp_out")
+    right, left = (tokenise(declared, subject, align) for align in ("start", "end"))
+    whole, single = (slopes(subject, right, where, LOGIT_DIFF, "noise", ablation=ablation, batch_size=size).effects() for size in (3, 1))
+    for layer in where.sites:
+        assert single[layer] == pytest.approx(whole[layer], rel=1e-5, abs=1e-5)
+        if ablation == "zero":  # means are over what is aligned, which differs
+            padded = slopes(subject, left, where, LOGIT_DIFF, "noise", ablation=ablation).effects()
+            assert padded[layer][left.shared] == pytest.approx(whole[layer][right.shared], rel=1e-5, abs=1e-5)
 
 
 def test_attribution_is_the_same_every_time_and_for_every_batch_size_and_padding(subject):

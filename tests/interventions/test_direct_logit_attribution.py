@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from watched import ARCHITECTURES, language_model, watch, write_texts
 
 from mlinterp.errors import ExperimentError, SpecError
-from mlinterp.experiments.direct_logit_attribution_rows import another_answer
 from mlinterp.interventions.logit_attribution import Attribution, Attributor
 from mlinterp.subjects.base import Address, Batch, Examples
 from mlinterp.subjects.hooked import HookedSubject
@@ -30,11 +29,16 @@ def gpt2(root: Path) -> HuggingFaceSubject:
     return language_model(root, ARCHITECTURES["gpt2"])
 
 
+def ids(subject: HuggingFaceSubject, text: str) -> Tensor:
+    return torch.tensor([subject.texts.tokenizer.encode(text).ids])
+
+
 def apart(subject: HookedSubject, batch: Batch, wrong: bool = False) -> tuple[Attribution, list[str]]:
     """Return the terms of the target's logit (less another token's) at every scored position."""
     attributor = Attributor(subject)
     answer = batch.targets[batch.scored]
-    found = attributor.attribute(batch, batch.scored, answer, (answer + 1) % subject.vocab if wrong else None)
+    other = (answer + 1) % subject.vocab if wrong else None
+    found = attributor.attribute(batch, batch.scored, answer, other, attributor.towards_all(answer, other))
     return found, [term.name for term in attributor.terms]
 
 
@@ -83,7 +87,7 @@ def test_what_a_head_contributes_is_what_its_slice_of_the_output_projection_alon
     with torch.no_grad():
         added = (projection(alone) - projection(torch.zeros_like(alone)))[batch.scored].double()
     attributor = Attributor(subject)
-    direction, _ = attributor._direction(seen["blocks.2.resid_post"][batch.scored], batch.targets[batch.scored], None)
+    direction, _ = attributor._way(seen["blocks.2.resid_post"][batch.scored], attributor.towards(batch.targets[batch.scored], None))
     torch.testing.assert_close(found.values[:, names.index("blocks.1.head.2")], (added * direction).sum(dim=-1), rtol=1e-4, atol=1e-5)
 
 
@@ -172,7 +176,7 @@ def test_padding_changes_no_term(gpt2: HuggingFaceSubject, tmp_path: Path) -> No
     assert first["sum_of_terms"] == pytest.approx(second["sum_of_terms"], abs=1e-5)
 
 
-def test_the_experiment_stands_every_term_beside_another_answer_and_says_that_it_only_observes(
+def test_the_experiment_stands_every_term_beside_all_answers_and_says_that_it_only_observes(
     gpt2: HuggingFaceSubject, tmp_path: Path
 ) -> None:
     result = watch("direct_logit_attribution", gpt2, tmp_path, {"examples": {"split": "test", "n": 12}, "of": "logit_diff"})
@@ -184,7 +188,7 @@ def test_the_experiment_stands_every_term_beside_another_answer_and_says_that_it
     assert len(result.tables["heads"].rows) == 12
     for row in terms:
         estimate = result.estimates[f"attribution/{row['term']}"]
-        assert estimate.null == "the same terms towards the answer of another position"
+        assert estimate.null == "the same terms towards the answers of all positions, in their mean"
         assert estimate.low is not None
         assert estimate.low <= row["mean"] <= estimate.high
         assert row["beyond_control"] == pytest.approx(row["mean"] - row["control"])
@@ -203,6 +207,16 @@ def test_answers_come_from_prompts_and_a_wrong_token_is_taken_away(gpt2: Hugging
     assert {row["wrong"] for row in models_own.tables["logits"].rows} == {None}
 
 
+def test_where_the_model_itself_says_the_wrong_token_its_logit_is_not_taken_from_itself(gpt2: HuggingFaceSubject, tmp_path: Path) -> None:
+    prompts = [{"text": text} for text in ("f(1", "g(2, [", "call_1 = f(1, [g(", "f(0", "call_2 = f(", "[g(1")]
+    with torch.no_grad():
+        own = [int(watched.logits[0, -1].argmax()) for watched in (gpt2.model(input_ids=ids(gpt2, each["text"])) for each in prompts)]
+    asked = [{**prompt, "wrong": token} for prompt, token in zip(prompts, own, strict=True)]
+    rows = watch("direct_logit_attribution", gpt2, tmp_path, {"prompts": asked, "of": "logit_diff"}).tables["logits"].rows
+    assert [row["answer"] for row in rows] == [gpt2.token_text(token) for token in own]
+    assert all(row["wrong"] is not None and row["logit"] > 0 for row in rows)
+
+
 def test_a_logit_difference_without_a_wrong_token_is_against_the_likeliest_other(gpt2: HuggingFaceSubject, tmp_path: Path) -> None:
     result = watch("direct_logit_attribution", gpt2, tmp_path, {"examples": {"n": 5}, "of": "logit_diff", "answer": "model"})
     examples = gpt2.examples("test", 5)
@@ -219,12 +233,27 @@ def test_results_do_not_depend_on_the_batch_size_but_for_rounding(gpt2: HuggingF
     np.testing.assert_allclose(one, other, atol=1e-5)
 
 
-def test_another_answer_is_never_the_same_and_follows_from_the_seed() -> None:
-    answers = torch.tensor([3, 3, 5, 7, 3])
-    drawn = another_answer(answers, seed=0)
-    assert bool((answers[drawn] != answers).all())
-    assert torch.equal(drawn, another_answer(answers, seed=0))
-    assert another_answer(torch.tensor([4, 4]), seed=0).tolist() == [-1, -1]
+@pytest.mark.parametrize("wrong", [False, True])
+def test_the_control_is_the_mean_over_every_answer_that_some_row_has(gpt2: HuggingFaceSubject, wrong: bool) -> None:
+    batch, attributor = gpt2.examples("test", 2).take([0, 1]), Attributor(gpt2)
+    answer = batch.targets[batch.scored]
+    other = (answer + 1) % gpt2.vocab if wrong else None
+    found = attributor.attribute(batch, batch.scored, answer, other, attributor.towards_all(answer, other))
+    for_each = []
+    for row in range(len(answer)):
+        alike = answer[row].expand(len(answer)), None if other is None else other[row].expand(len(answer))
+        for_each.append(attributor.attribute(batch, batch.scored, *alike, attributor.towards_all(*alike)).values)
+    torch.testing.assert_close(found.beside, torch.stack(for_each).mean(dim=0))
+
+
+def test_a_part_that_always_says_the_same_does_not_pass_for_one_that_knows_the_answer(root: Path, tmp_path: Path) -> None:
+    """Where one answer is three times as common, whatever prefers it writes more towards the right answers than towards others."""
+    p, rng = [], np.random.default_rng(0)
+    for seed in range(4):
+        subject = language_model(root, {**ARCHITECTURES["gpt2"], "initializer_range": 0.3}, scale=None, init_seed=seed)
+        prompts = [{"text": rng.integers(20, 250, 6).tolist(), "answer": 30 if row % 4 else 40} for row in range(40)]
+        p += [row["p"] for row in watch("direct_logit_attribution", subject, tmp_path, {"prompts": prompts}).tables["terms"].rows]
+    assert np.mean(np.array(p) < 0.05) < 0.1
 
 
 def test_where_all_answers_are_alike_there_is_no_control_rather_than_zero(gpt2: HuggingFaceSubject, tmp_path: Path) -> None:
@@ -233,6 +262,17 @@ def test_where_all_answers_are_alike_there_is_no_control_rather_than_zero(gpt2: 
     )
     assert {row["control"] for row in result.tables["terms"].rows} == {None}
     assert all(row["p"] is None and row["beyond_control"] is None for row in result.tables["terms"].rows)
+
+
+def test_a_single_example_has_no_interval_and_no_p_value_and_few_are_said_to_be_few(gpt2: HuggingFaceSubject, tmp_path: Path) -> None:
+    for kind in ("direct_logit_attribution", "logit_lens"):
+        one = watch(kind, gpt2, tmp_path, {"examples": {"n": 1}, "positions": "tokens"})
+        assert one.diagnostics.warnings == [
+            "1 example: nothing has an interval or a p value, and what is found may be about this one alone"
+        ]
+        assert all(each.p is None for each in one.estimates.values())
+        few = watch(kind, gpt2, tmp_path, {"examples": {"n": 5}})
+        assert few.diagnostics.warnings == ["5 examples: intervals and p values are coarse"]
 
 
 def test_positions_without_a_target_are_refused_where_targets_are_asked_for(gpt2: HuggingFaceSubject, tmp_path: Path) -> None:

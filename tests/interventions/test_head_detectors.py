@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from tiny import TinySubject
+from tokenizers.processors import TemplateProcessing
 from torch import Tensor, nn
 from watched import ARCHITECTURES, language_model, watch, write_texts
 
@@ -16,7 +17,7 @@ from mlinterp.errors import SpecError
 from mlinterp.interventions.attention_patterns import attention_of, shuffled_weights, sliding_windows
 from mlinterp.interventions.head_scores import KINDS, draw, score
 from mlinterp.result import ExperimentResult
-from mlinterp.subjects.base import Examples
+from mlinterp.subjects.base import Batch, Examples
 from mlinterp.subjects.hooked import HookedSubject
 
 FEW = {"n_sequences": 4, "length": 6}
@@ -177,6 +178,55 @@ def test_every_query_head_of_every_architecture_is_scored_by_its_own_attention(r
         attentions = subject.model(input_ids=inputs, output_attentions=True).attentions
     by_hand = torch.stack([attentions[1][:, 2, i, i - 5] for i in range(6, 12)]).mean()
     assert scores(result, "induction")[1, 2] == pytest.approx(float(by_hand), rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "gpt_neox parallel"])
+def test_padding_on_the_left_changes_no_pattern_of_the_real_tokens(root: Path, kind: str) -> None:
+    subject = language_model(root, ARCHITECTURES[kind])
+    inputs, mask = subject.examples("test", 2).inputs[:, :6], torch.ones(2, 6, dtype=torch.bool)
+    padded = [torch.cat([torch.zeros(2, 3, dtype=each.dtype), each], dim=1) for each in (inputs, mask)]
+    with attention_of(subject) as attention:
+        alone = attention.patterns(Batch(("a", "b"), inputs, inputs, mask))
+        beside = attention.patterns(Batch(("a", "b"), padded[0], padded[0], padded[1]))
+    for layer, pattern in alone.items():
+        torch.testing.assert_close(beside[layer][:, :, 3:, 3:], pattern, rtol=0, atol=1e-6)
+
+
+def test_heads_that_have_learned_nothing_are_no_more_often_significant_than_the_level_says(root: Path, tmp_path: Path) -> None:
+    """Heads of random weights differ for good from those of other random weights: a test over sequences alone finds most of them."""
+    p, runs = [], 5
+    for seed in range(runs):
+        fields = {**ARCHITECTURES["gpt2"], "initializer_range": 0.4}
+        subject = language_model(root, fields, scale=None, init_seed=seed)
+        result = watch("head_detectors", subject, tmp_path, {"n_sequences": 8, "length": 6}, seed=seed)
+        p += [row["p"] for kind in KINDS for row in result.tables[kind].rows]
+    assert len(p) == runs * len(KINDS) * 12
+    assert np.mean(np.array(p) < 0.05) < 0.07
+
+
+def test_a_model_with_layers_that_are_no_attention_is_refused_rather_than_misnumbered(root: Path, tmp_path: Path) -> None:
+    mixed = {"layer_types": ["conv", "full_attention", "conv"], "block_multiple_of": 8}
+    subject = language_model(root, {**ARCHITECTURES["llama"], "model_type": "lfm2", **mixed})
+    with pytest.raises(SpecError, match="'toy' gives the attention patterns of 1 of its 3 layers; a model whose every layer is attention"):
+        watch("head_detectors", subject, tmp_path, FEW)
+
+
+def test_a_token_that_begins_every_text_begins_every_sequence_and_is_the_first_token(root: Path, tmp_path: Path) -> None:
+    subject = language_model(root, ARCHITECTURES["llama"])
+    first = subject.texts.tokenizer.id_to_token(0)
+    subject.texts.tokenizer.post_processor = TemplateProcessing(single=f"{first} $A", special_tokens=[(first, 0)])
+    result = watch("head_detectors", subject, tmp_path, FEW)
+    inputs = draw([token for token in range(280) if token not in subject.special_tokens], [0], 4, 6, 2, seed=0).inputs
+    subject.model.set_attn_implementation("eager")
+    with torch.no_grad():
+        pattern = subject.model(input_ids=inputs, output_attentions=True).attentions[1][:, 2]
+    by_hand = {
+        "induction": torch.stack([pattern[:, i, i - 5] for i in range(7, 13)]),
+        "previous_token": torch.stack([pattern[:, i, i - 1] for i in range(2, 13)]),
+        "first_token": pattern[:, 2:, 0],
+    }
+    for kind, values in by_hand.items():
+        assert scores(result, kind)[1, 2] == pytest.approx(float(values.mean()), rel=1e-5)
 
 
 def test_weights_and_the_way_of_computing_attention_are_as_before_afterwards(root: Path, tmp_path: Path) -> None:

@@ -47,6 +47,33 @@ def test_numbers_of_a_layer_are_those_of_its_probabilities_by_hand() -> None:
     assert found.kl[0] == pytest.approx(kl, rel=1e-5)
 
 
+def test_of_equally_likely_tokens_every_layer_picks_the_one_that_the_model_picks() -> None:
+    """Two of many thousand bfloat16 logits are often the same: the last layer must still agree with itself."""
+    logits = torch.tensor([[1.0, 3.0, 3.0, 3.0, 2.0]]).repeat(3, 400)
+    final = logits.log_softmax(-1)
+    found = answers(logits, final, torch.full((3,), -100), top_k=4)
+    assert found.agrees.tolist() == [True, True, True]
+    assert found.top[:, 0].tolist() == final.argmax(-1).tolist() == [1, 1, 1]
+    assert all(len(set(row)) == 4 for row in found.top.tolist())
+    np.testing.assert_allclose(found.top_prob, final.topk(4).values.exp(), rtol=1e-6)
+
+
+def test_in_bfloat16_the_last_layer_still_agrees_with_the_model_everywhere(root: Path, tmp_path: Path) -> None:
+    subject = language_model(root, ARCHITECTURES["llama"], "bfloat16")
+    last = watch("logit_lens", subject, tmp_path, {"examples": {"n": 60}, "shown": 0}).tables["layers"].rows[-1]
+    assert (last["kl"], last["agreement"], last["final_rank"]) == (0.0, 1.0, 1.0)
+
+
+def test_a_model_that_says_nan_is_refused_rather_than_left_out_of_the_means(root: Path, tmp_path: Path) -> None:
+    subject = language_model(root, ARCHITECTURES["gpt2"])
+    subject.model.transformer.h[1].mlp.c_proj.weight[0] = math.nan
+    for kind in ("logit_lens", "direct_logit_attribution", "tuned_lens"):
+        with pytest.raises(ExperimentError, match=r"\d+ of \d+ logits of 'toy' are NaN or infinite"):
+            watch(kind, subject, tmp_path / kind)
+    with pytest.raises(ExperimentError, match=r"\d+ of \d+ attention weights of blocks\.2 of 'toy' are NaN"):
+        watch("head_detectors", subject, tmp_path / "heads", {"n_sequences": 4, "length": 6})
+
+
 def test_chance_agreement_is_that_of_every_pairing_of_answers() -> None:
     rows = Rows(*(np.array(column) for column in ([0, 0, 1, 1], [0, 1, 0, 1], [0, 0, 0, 0], [5, 5, 6, 7], [0, 0, 0, 0])))
     tops = [5, 6, 6, 8]

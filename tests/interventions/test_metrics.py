@@ -115,6 +115,10 @@ def broken(x, clean, answer, wrong):
     return x[99]
 
 
+def endless(x, clean, answer, wrong):
+    return 1 / (x[:, 0] - x[:, 0])
+
+
 def strange(x, clean, answer, wrong):
     return x[:, 0]
 
@@ -129,6 +133,7 @@ strange.needs = ("anwser",)
     for name, message in (
         ("mine.py:wide", r"mine\.py:wide returned \[1, 3\]; a tensor \[1\]"),
         ("mine.py:broken", r"mine\.py:broken raised IndexError at mine\.py:16"),
+        ("mine.py:endless", r"mine\.py:endless returned NaN or infinity for 1 of 1 runs; a finite number for each"),
     ):
         with pytest.raises(SpecError, match=message):
             registry.get(name).measure(CLEAN, CLEAN, ANSWER, WRONG)
@@ -138,6 +143,25 @@ strange.needs = ("anwser",)
         registry.get("mine.py:od")
     with pytest.raises(SpecError, match="there is no project here"):
         MetricRegistry().get("mine.py:odds")
+
+
+@pytest.mark.parametrize(
+    ("about", "message"),
+    [
+        ("own.needs = 'answer'", r"mine\.py:own\.needs is 'answer'; a tuple of tokens: answer, wrong"),
+        ("own.version = 'second'", r"mine\.py:own\.version is 'second'; a whole number from 1"),
+        ("own.version = 0", r"mine\.py:own\.version is 0"),
+        ("own = 5", r"unknown function of mine\.py 'own'"),
+        ("own = (", r"mine\.py:\d+: .*never closed"),
+    ],
+)
+def test_a_metric_of_a_project_that_says_nonsense_of_itself_is_refused_on_one_line(tmp_path: Path, about: str, message: str):
+    (tmp_path / "mine.py").write_text(f'def own(x, clean, answer, wrong):\n    """ """\n    return x[:, 0]\n\n\n{about}\n')
+    with pytest.raises(SpecError, match=message) as refused:
+        MetricRegistry(tmp_path).get("mine.py:own")
+    assert "\n" not in str(refused.value)
+    (tmp_path / "mine.py").write_text('def own(x, clean, answer, wrong):\n    """ """\n    return x[:, 0]\n')
+    assert MetricRegistry(tmp_path).get("mine.py:own").description == "mine.py:own"
 
 
 def test_metrics_are_known_without_torch():

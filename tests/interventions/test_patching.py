@@ -227,14 +227,43 @@ def test_a_batch_that_does_not_fit_in_memory_is_split_and_goes_on(subject):
         handle.remove()
 
 
-def test_pairs_whose_runs_do_not_fit_in_memory_are_refused_with_their_number(subject):
-    def full(_module: nn.Module, _args: tuple[Tensor, ...]) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory")
+@pytest.mark.parametrize(("name", "component"), [("llama", "resid_pre"), ("gpt2", "attn_head"), ("bert", "attn_out")])
+def test_pairs_that_do_not_fit_in_memory_together_are_recorded_in_parts_and_give_the_same_numbers(subjects, name, component):
+    subject, rows = subjects[name], list[int]()
+    whole = some_patcher(subject, component)
 
-    handle = subject.model.get_submodule("model.layers.2").register_forward_pre_hook(full)
+    def full(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        rows.append(len(args[0]))
+        if len(args[0]) > limit:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    embedding = "bert.embeddings.word_embeddings" if name == "bert" else "model.embed_tokens" if name == "llama" else "transformer.wte"
+    handle = subject.model.get_submodule(embedding).register_forward_pre_hook(full)
     try:
-        with pytest.raises(EnvironmentFault, match="activations of 3 prompts of up to 9 tokens do not fit in memory: give fewer pairs"):
-            some_patcher(subject)
+        limit = 2
+        parts = some_patcher(subject, component)
+        assert parts.replayed == whole.replayed == (name != "bert")
+        assert rows[:3] == [3, 1, 2]
+        patches = every_patch(parts)
+        expected, found = whole.metrics(patches, whole.source), parts.metrics(patches, parts.source)
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+        for layer in range(3):
+            assert torch.allclose(parts.base[layer], whole.base[layer], atol=1e-5)
+        limit = 0
+        with pytest.raises(EnvironmentFault, match="not even one prompt of 9 tokens fits in memory"):
+            some_patcher(subject, component)
+    finally:
+        handle.remove()
+
+
+def test_no_more_than_one_part_s_recording_is_held(subject):
+    patcher, seen = some_patcher(subject, batch_size=2), list[int]()
+    handle = subject.model.get_submodule("model.embed_tokens").register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
+    try:
+        patcher.metrics(every_patch(patcher))
+        assert seen == [2, 1], "recorded again: the part of two pairs, then that of one, which replaced it"
+        patcher.metrics([Patch(2, (Edit(0, 2),))])
+        assert seen == [2, 1]
     finally:
         handle.remove()
 
@@ -267,7 +296,7 @@ def test_blocks_below_the_patch_and_positions_before_it_are_not_computed(subject
     finally:
         for handle in handles:
             handle.remove()
-    assert calls == [(1, (1, 2)), (2, (2, 1)), (2, (2, 1))], "block 2: keys and values of position 4, then the answer at position 5"
+    assert calls == [(1, (1, 2)), (2, (2, 2)), (2, (2, 1))], "block 2: keys and values of positions 4 and 5, then the answer at 5"
 
 
 @pytest.mark.parametrize("name", ["gpt2", "bert"])

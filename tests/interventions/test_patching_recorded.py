@@ -26,6 +26,6 @@ def test_every_patch_equals_the_value_that_transformer_lens_recorded(component: 
     assert torch.equal(pairs.corrupted.inputs, recorded["corrupted"])
     values = benchmark.ours(subject, pairs, component, SIZES).values
     found = torch.tensor([values[place] for place in benchmark.grid(component, SIZES)]).view(SIZES.layers, -1)
-    assert found.numel() == (12 if component == "attn_head" else 21)
+    assert found.numel() == {"attn_head": 12, "attn_head_by_pos": 84}.get(component, 21)
     assert torch.allclose(found, recorded[f"patched.{component}"], atol=1e-5)
     assert float(found.std()) > 1e-2

@@ -150,7 +150,7 @@ def test_the_path_to_every_reader_is_the_whole_effect_of_patching_the_sender(sub
         (Sender(0, 2), "attn_head", Edit(0, None, 2)),
         (Sender(1), "mlp_out", Edit(1)),
     ):
-        behind = [each.name for each in patcher.receivers if patcher.reading(each) > patcher.writing(source)]
+        behind = [each.name for each in patcher.runs.receivers if patcher.runs.reading(each) > patcher.runs.writing(source)]
         exact = Patcher(subject, pairs, places(subject, component), LOGIT_DIFF)
         expected = exact.metrics([Patch(row, (edit,)) for row in range(3)]) - exact.m_base
         assert np.abs(expected).max() > 1e-3
@@ -243,7 +243,9 @@ def test_a_nonsense_sender_or_receiver_is_refused_with_the_nearest_name(read, na
 def test_a_model_whose_stream_is_no_plain_sum_is_refused_by_name(tmp_path: File):
     subject = transformer(tmp_path, BERT)
     pairs = tokenise(random_pairs(subject.vocab, (6,)), subject)
-    with pytest.raises(SpecError, match=r"'toy' \(bert\) has no residual stream .*; a left-to-right model of the kinds gpt2, llama"):
+    with pytest.raises(
+        SpecError, match=r"'toy' \(bert\) is not known to have a residual stream .*; a left-to-right model of the kinds gpt2, llama"
+    ):
         PathPatcher(subject, pairs, LOGIT_DIFF)
 
 

@@ -114,6 +114,7 @@ def test_prompts_are_padded_on_the_right_and_end_in_their_answers(root: Path) ->
         (Prompt(text="f(", answer="call_1 = f("), r"variables\.prompts\[0\]\.answer: 'call_1 = f\(' is \d+ tokens: \['call'"),
         (Prompt(text=[3, 999]), r"variables\.prompts\[0\]\.text: 'toy' has no token 999; 0 to 279"),
         (Prompt(text="f(", wrong=""), r"prompts\[0\]\.wrong: '' is 0 tokens"),
+        (Prompt(text="f(", answer=")", wrong=")"), r"prompts\[0\]: answer and wrong are the same token"),
     ],
 )
 def test_a_prompt_that_cannot_be_read_is_refused_by_number(root: Path, prompt: Prompt, message: str) -> None:

@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
 from watched import ARCHITECTURES, language_model, watch, write_texts
 
-from mlinterp.errors import SpecError, VerificationError
+from mlinterp.errors import EnvironmentFault, SpecError, VerificationError
 from mlinterp.interventions.readouts import readout_of, states_of
 from mlinterp.interventions.tuned_lens import Translators, TunedLensFit, load, save, translated
 from mlinterp.progress import Silent
@@ -121,6 +122,20 @@ def test_a_fit_that_was_stopped_goes_on_to_the_same_bits(gpt2: HuggingFaceSubjec
     assert bool(whole.matrix.any())
     with pytest.raises(VerificationError, match="belongs to another fit"):
         fit(module(gpt2, lr=0.02), tmp_path / "stopped", Silent(), chunk=5, checkpoint_every=10)
+
+
+def test_a_batch_that_does_not_fit_in_memory_is_refused_with_its_size(gpt2: HuggingFaceSubject, tmp_path: Path) -> None:
+    def full(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        if len(args[0]) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    handle = gpt2.model.transformer.h[1].register_forward_pre_hook(full)
+    try:
+        with pytest.raises(EnvironmentFault, match="not even one batch of 4 examples fits in memory"):
+            module(gpt2).inner_step(0)
+        assert float(module(gpt2, batch_size=3).inner_step(0)["loss"]) > 0
+    finally:
+        handle.remove()
 
 
 def test_the_same_seed_gives_the_same_lens_and_another_seed_another(gpt2: HuggingFaceSubject, tmp_path: Path) -> None:

@@ -47,7 +47,8 @@ def peer(gpt2: HuggingFaceSubject) -> Any:
 def test_what_every_head_writes_towards_a_token_is_the_same(gpt2: HuggingFaceSubject, peer: Any) -> None:
     batch = gpt2.examples("test", 3).take([0, 1, 2])
     attributor = Attributor(gpt2)
-    found = attributor.attribute(batch, batch.scored, batch.targets[batch.scored], None)
+    answer = batch.targets[batch.scored]
+    found = attributor.attribute(batch, batch.scored, answer, None, attributor.towards(answer, None))
     mine = {(term.layer, term.head): found.values[:, at] for at, term in enumerate(attributor.terms) if term.kind == "head"}
     with torch.no_grad():
         logits, cache = peer.run_with_cache(batch.inputs)

@@ -1,5 +1,6 @@
 """The induction project: its sequences, its ways, its scores by hand, a fit that resumes, and the circuit that is known to form."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -7,14 +8,23 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
+from mlinterp.circuits.acdc import prune
+from mlinterp.circuits.declared import DeclaredMachine, graph_of
 from mlinterp.determinism import numpy_stream, settle
 from mlinterp.errors import SpecError
+from mlinterp.interventions.metrics import MetricRegistry
+from mlinterp.interventions.path_patching import Path as Way
+from mlinterp.interventions.path_patching import PathPatcher
+from mlinterp.interventions.path_patching_names import receiver, sender
+from mlinterp.interventions.untrained import untrained
 from mlinterp.io.pyfile import load_function
 from mlinterp.io.tensors import tensors_digest
 from mlinterp.progress import Silent
 from mlinterp.project import read_project
 from mlinterp.subjects.base import IGNORED, Batch
 from mlinterp.subjects.fit import SubjectFit
+from mlinterp.subjects.pairs import tokenise
+from mlinterp.subjects.pairs_declared import read_pairs
 from mlinterp.trainer import fit
 
 ROOT = Path(__file__).parents[2] / "projects" / "induction"
@@ -63,7 +73,7 @@ def by_hand(model, tokens):
             pattern = (scores + torch.full(scores.shape[1:], float("-inf")).triu(1)).softmax(dim=-1)
             added.append(pattern @ stream @ head.W_V @ head.W_O)
         stream = stream + sum(added)
-    return stream @ model.W_U
+    return stream @ model.unembed.W_U
 
 
 @pytest.mark.parametrize("name", ["one_layer", "two_layers"])
@@ -76,7 +86,7 @@ def test_the_logits_are_those_of_the_network_without_ways(name):
 def test_a_tap_that_returns_its_argument_at_every_site_changes_no_bit(two_layers, batch):
     plain, read = two_layers.forward(batch).logits, two_layers.forward(batch, lambda _, h: h, two_layers.sites).logits
     assert torch.equal(plain, read)
-    assert len(two_layers.sites) == 2 + 2 * 4 * 3 + 5 * (4 + 1)
+    assert len(two_layers.sites) == 3 + 2 + 2 * 4 * 6 + 5 * (4 + 1)
 
 
 def zeroed(subject, batch, *sites):
@@ -138,7 +148,7 @@ def by_construction(two_layers):
         second.W_Q[:5, :5], second.W_K[21:26, :5] = 40 * torch.eye(5), torch.eye(5)
         for head, to in ((first, 21), (second, 26)):
             head.W_V[:5, :5], head.W_O[:5, to : to + 5] = torch.eye(5), torch.eye(5)
-        model.W_U[26:31] = 10 * signs.T
+        model.unembed.W_U[26:31] = 10 * signs.T
     period = two_layers.config["period"]
     rng = numpy_stream(0, "test")
     once = torch.from_numpy(np.stack([rng.permutation(32)[:period] for _ in range(64)]))
@@ -213,12 +223,65 @@ def test_other_options_are_refused(options, words):
         function("subject.py:build")("x", options, ROOT)
 
 
+def test_the_prompt_pairs_are_those_of_their_script_and_only_the_first_reading_tells_them_apart():
+    lines = function("pairs.py:lines")
+    texts = {name: (ROOT / f"{name}.jsonl").read_text().splitlines() for name in ("pairs", "circuit_pairs")}
+    assert all(text == lines(name) for name, text in texts.items())
+    assert not set(texts["pairs"]) & set(texts["circuit_pairs"])
+    for line in texts["pairs"]:
+        pair = json.loads(line)
+        clean, corrupted = pair["clean"], pair["corrupted"]
+        assert len(clean) == len(corrupted) == 33
+        assert sorted(clean[:24]) == sorted(corrupted[:24]) == sorted(set(clean))
+        assert clean[24:] == corrupted[24:] == clean[:9]
+        assert clean[clean.index(clean[-1]) + 1] == pair["answer"]
+        assert corrupted[corrupted.index(corrupted[-1]) + 1] == pair["wrong"] != pair["answer"]
+
+
+def carried(patcher, senders, receivers):
+    """The change of each pair's metric on the path from some senders to some receivers, and the whole gap."""
+    written = [patcher.written([sender(name) for name in senders])]
+    values = patcher.metrics([Way(row, 0) for row in range(len(patcher.pairs))], [receiver(name) for name in receivers], written)
+    return values - patcher.m_base, patcher.m_source - patcher.m_base
+
+
+def test_on_the_circuit_built_by_hand_paths_and_edges_carry_all_or_nothing(by_construction):
+    """The same network as a study has it, asked by the standard types."""
+    subject, _ = by_construction
+    pairs = tokenise(read_pairs("pairs.jsonl", ROOT)[:4], subject)
+    metric = MetricRegistry().get("logit_diff")
+    patcher = PathPatcher(subject, pairs, metric)
+    assert (patcher.m_source - patcher.m_base).min() > 10
+
+    def effects(senders, receivers):
+        changes, gaps = carried(patcher, senders, receivers)
+        return changes / gaps
+
+    for ends in (("blocks.0.head.0", "blocks.1.head.0.k"), ("embedding", "blocks.0.head.0.v"), ("blocks.1.head.0", "logits")):
+        np.testing.assert_allclose(effects(*([end] for end in ends)), 1, atol=1e-5)
+    for letter in "qv":
+        np.testing.assert_array_equal(effects(["blocks.0.head.0"], [f"blocks.1.head.{head}.{letter}" for head in range(4)]), 0)
+    np.testing.assert_array_equal(effects([f"blocks.0.head.{head}" for head in (1, 2, 3)], ["blocks.1.head.0.k", "logits"]), 0)
+    graph = graph_of(subject)
+    found = prune(DeclaredMachine(subject, pairs, graph, metric), range(4), 0.02).kept
+    circuit = {graph.edge(int(read), int(node)) for read, node in np.argwhere(graph.reached(graph.useful(found)))}
+    assert circuit == {"embed -> L0.h0.v", "L0.h0 -> L1.h0.k", "L1.h0 -> logits"}
+
+
+def test_every_weight_is_drawn_anew_for_the_untrained_control(two_layers):
+    twin = untrained(two_layers, 0)
+    assert twin is not None
+    assert twin.digest() == untrained(two_layers, 0).digest() != untrained(two_layers, 1).digest()
+    assert not any(torch.equal(*both) for both in zip(twin.model.parameters(), two_layers.model.parameters(), strict=True))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_the_known_circuit_forms(seed):
     """Bands that were fixed before these seeds were trained with these settings: previous-token head to keys to induction heads."""
     settle(seed, threads=1)
-    found = function("circuit.py:measure")(function("circuit.py:trained")(ROOT, "two_layers", seed, STEPS))
+    subject = function("circuit.py:trained")(ROOT, "two_layers", seed, STEPS)
+    found = function("circuit.py:measure")(subject)
     assert found.induction[1].max() > 0.4
     assert found.induction[0].max() < 0.1
     total, ways = found.head[found.top].estimate, {way: rises[found.top].estimate for way, rises in found.way.items()}
@@ -227,6 +290,15 @@ def test_the_known_circuit_forms(seed):
     assert max(ways["q"], ways["v"]) <= 0.05
     assert found.loss + found.joint.estimate >= 2.5
     assert found.others is None or found.others.estimate <= 0.1
+    patcher = PathPatcher(subject, tokenise(read_pairs("pairs.jsonl", ROOT), subject), MetricRegistry().get("logit_diff"))
+    shares = {}
+    for letter in "qkv":
+        ends = [f"blocks.0.head.{head}" for head in range(4)], [f"blocks.1.head.{head}.{letter}" for head in range(4)]
+        changes, gaps = carried(patcher, *ends)
+        shares[letter] = changes.sum() / gaps.sum()
+    assert gaps.mean() > 3
+    assert shares["k"] > 0.5
+    assert max(abs(shares["q"]), abs(shares["v"])) < 0.1
 
 
 @pytest.mark.slow

@@ -311,6 +311,11 @@ def test_settings_on_a_logarithmic_x_are_named_one_by_one():
     assert [label.get_text() for label in axes.get_xticklabels()] == ["1", "2", "4", "8", "16", "32"]
 
 
+def test_settings_that_lie_close_on_a_logarithmic_x_are_named_once():
+    _, axes, _ = painted(figure("line", log_x=True), table(*({"x": x, "y": 1.0} for x in (1, 2, 5, 10, 20, 50, 100, 110))))
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["1", "2", "5", "10", "20", "50", "100"]
+
+
 def test_figures_drawn_in_threads_equal_those_drawn_alone():
     alone = [draw(declared, many(20)) for declared in KINDS]
     together: dict[int, bytes] = {}

@@ -164,6 +164,14 @@ def test_a_prediction_stands_beside_what_was_measured():
         assert table == [["predicted", "measured", "interval", "null", "p"], ["aggregates.mean_delta < -0.2", "-0.4219", "–", "–", "–"]]
 
 
+def test_many_numbers_are_cut_to_the_first_and_the_page_says_how_many_there_are():
+    many = ExperimentResult(experiment_type="trace", metrics={f"effect/place_{n:03}": n / 7 for n in range(60)})
+    for page in (Page(run_html(many)), markdown_page(run_markdown(many))):
+        assert "24 of 60 numbers; all are metrics of the run." in page.text
+        assert "effect/place_023" in page.text
+        assert "effect/place_024" not in page.text
+
+
 def test_a_failed_run_says_why():
     failed = ExperimentResult(success=False, error_message="no active latent", experiment_type="intervene")
     for page in (Page(run_html(failed)), markdown_page(run_markdown(failed))):

@@ -239,6 +239,22 @@ def test_one_example_is_too_few(tmp_path):
         run(tmp_path, tmp_path / "work")
 
 
+class WithoutValidation(TinySubject):
+    """One whose data leave nothing for validation."""
+
+    def examples(self, split, n, seed=0, **selection):
+        return super().examples(split, 0 if split == "validation" else n, seed, **selection)
+
+
+def test_a_split_without_examples_is_refused_before_anything_is_fitted(traced, tmp_path):
+    spec = Spec(type="sae_fit", subject="tiny", variables={**SMALL, "steps": 10**6})
+    inputs = {"trace": ResolvedInput("@trace", traced, "d")}
+    context = Context(spec, SAEFitVariables.model_validate(spec.variables), tmp_path, WithoutValidation, inputs)
+    says = r"variables\.evaluate\.split: 'tiny' has no validation examples; a split that has some, or evaluate\.substitution: false"
+    with pytest.raises(SpecError, match=says):
+        EXPERIMENT.run(context)
+
+
 def test_the_catalog_can_be_listed_without_torch():
     code = "import sys, mlinterp.experiments.sae_fit; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

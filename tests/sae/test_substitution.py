@@ -128,6 +128,11 @@ def test_an_ablation_that_costs_nothing_leaves_recovery_undefined(subject):
     assert done.payload()["ce_loss_recovered"] is None
 
 
+def test_no_examples_at_all_are_refused(subject):
+    with pytest.raises(ExperimentError, match="there are no examples of this split on which to compare behaviour"):
+        substitute(subject, subject.examples("test", 0), sae_for(subject, 1), LAST, mean=ZERO)
+
+
 def test_examples_without_a_scored_position_are_refused(subject):
     examples = subject.examples("test", 5)
     unscored = Examples(examples.ids, examples.inputs, torch.full_like(examples.targets, -100), examples.mask)

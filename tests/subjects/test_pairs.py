@@ -67,7 +67,7 @@ def test_labels_show_the_token_of_each_position_or_what_both_prompts_have_there(
     assert one.labels(subject) == {0: "0 (", 1: "1 1", 2: "2 ,", 3: "3 ␣", 4: "4 2|3"}
     many = tokenise([pair("(1", "(1"), pair("(1", "(1"), pair("[1", "[1"), pair("(2", "(2")], subject)
     assert many.labels(subject) == {0: "0 ( …", 1: "1 1 …"}
-    assert tokenise([pair("(1", "(1"), pair("[2", "[2")], subject).labels(subject) == {0: "0", 1: "1"}
+    assert tokenise([pair("(1", "(1"), pair("[2", "[2")], subject).labels(subject) == {0: "0 e.g. (", 1: "1 e.g. 1"}
 
 
 @pytest.mark.parametrize(

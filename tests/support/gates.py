@@ -42,7 +42,7 @@ class Gates(nn.Module):
         super().__init__()
         self.gates, self.out = gates, out
         self.nothing = nn.Parameter(torch.zeros(1))
-        self.embed, self.unembed_in = nn.Identity(), nn.Identity()
+        self.embed, self.last = nn.Identity(), nn.Identity()
         self.reads, self.writes = (nn.ModuleList(nn.Identity() for _ in gates) for _ in range(2))
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -51,14 +51,14 @@ class Gates(nn.Module):
         for (gate, into), read, write in zip(self.gates, self.reads, self.writes, strict=True):
             stream = stream + write(nn.functional.one_hot(torch.tensor(into), WIDTH) * gate(read(stream))[..., None])
         logits = torch.zeros(*tokens.shape, VOCAB)
-        logits[..., 1] = self.unembed_in(stream)[..., self.out]
+        logits[..., 1] = self.last(stream)[..., self.out]
         return logits
 
 
 def gates(*made: Gate, out: int) -> HookedSubject:
     """Return a network of gates as a subject with declared hook points."""
     model = Gates(made, out)
-    points = {"embed": ("embed", "output"), "unembed_in": ("unembed_in", "output")}
+    points = {"blocks.0.resid_pre": ("embed", "output"), f"blocks.{len(made) - 1}.resid_post": ("last", "output")}
     for layer in range(len(made)):
         points |= {f"blocks.{layer}.mlp_in": (f"reads.{layer}", "output"), f"blocks.{layer}.mlp_out": (f"writes.{layer}", "output")}
     tokens = torch.zeros(1, 1, dtype=torch.long)

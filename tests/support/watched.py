@@ -40,7 +40,9 @@ def write_texts(root: Path) -> Path:
     return root
 
 
-def language_model(root: Path, fields: Mapping[str, Any], dtype: str = "float32", scale: float | None = 0.3) -> HuggingFaceSubject:
+def language_model(
+    root: Path, fields: Mapping[str, Any], dtype: str = "float32", scale: float | None = 0.3, init_seed: int = 0
+) -> HuggingFaceSubject:
     """Return a subject whose every parameter is random, the norms' and biases too."""
     data = {
         "kind": "text",
@@ -51,7 +53,7 @@ def language_model(root: Path, fields: Mapping[str, Any], dtype: str = "float32"
         "test": 0.2,
     }
     source = {"config": {**({} if scale is None else {"initializer_range": scale}), **fields}}
-    subject = build("toy", HuggingFaceConfig.model_validate({"source": source, "data": data, "dtype": dtype}), root)
+    subject = build("toy", HuggingFaceConfig.model_validate({"source": source, "data": data, "dtype": dtype, "init_seed": init_seed}), root)
     generator = torch.Generator().manual_seed(5)
     for parameter in subject.model.parameters():
         if parameter.ndim == 1:

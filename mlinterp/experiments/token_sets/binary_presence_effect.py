@@ -84,5 +84,6 @@ EXPERIMENT = Experiment(
     modes=("observational", "interventional"),
     inputs=INPUTS,
     headlines=("aggregates/top_effect_delta", "aggregates/max_delta", "aggregates/min_delta"),
+    ranking=("binary_effects", "delta"),
     example={"subject": "NAME", "feature_id": 0, "variables": {"mode": "interventional"}},
 )

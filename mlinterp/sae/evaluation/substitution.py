@@ -209,8 +209,10 @@ def substitute(
         special: tokens at which it does not.
         batch_size: examples a forward pass.
 
-    Raises ExperimentError where no position is scored, and where `writes_of` does.
+    Raises ExperimentError where there is no example or no position is scored, and where `writes_of` does.
     """
+    if not len(examples):
+        raise ExperimentError("there are no examples of this split on which to compare behaviour")
     writes = writes_of(subject, sae.config, addresses, targets)
     runs: dict[str, Replacement | None] = {
         "clean": None,
