@@ -40,7 +40,7 @@ def means(scores: Mapping[str, PerExample], seed: int) -> dict[str, Estimate]:
     """Return each mean with its interval over examples.
 
     Shares of examples that are each wholly right or wholly wrong get Wilson's (also where every one is right, of which a bootstrap
-    would be certain), everything else a percentile bootstrap over whole examples. A mean that is undefined is left out.
+    would be certain), everything else a percentile bootstrap over whole examples, which does not reach beyond what a share can be. A mean that is undefined is left out.
     """
     found = {name: share(round(score.value * len(score.total)), len(score.total)) for name, score in scores.items() if _is_plain(score)}
     rest = {name: score for name, score in scores.items() if name not in found and score.weight.sum() != 0}
@@ -48,10 +48,9 @@ def means(scores: Mapping[str, PerExample], seed: int) -> dict[str, Estimate]:
         alike = {name: score for name, score in rest.items() if len(score.total) == n}
         columns = [np.column_stack(part) for part in zip(*(score[:2] for score in alike.values()), strict=True)]
         intervals = bootstrap_ratios(columns[0], columns[1], level=LEVEL, rng=numpy_stream(seed, "estimates"))
-        found |= {
-            name: Estimate(value=at.estimate, **bounds(at), level=LEVEL, n=n, interval="bootstrap over examples")
-            for name, at in zip(alike, intervals, strict=True)
-        }
+        for (name, score), at in zip(alike.items(), intervals, strict=True):
+            within = bounds(Interval(at.estimate, *np.clip(at[1:], 0, 1)) if score.is_share else at)
+            found[name] = Estimate(value=at.estimate, **within, level=LEVEL, df=n - 1, n=n, interval="bootstrap over examples")
     return {name: found[name] for name in scores if name in found}
 
 

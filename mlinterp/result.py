@@ -83,8 +83,8 @@ class Figure(_Part):
 class Estimate(_Part):
     """What is needed to judge a number: its interval, and what it would be if there were nothing to find.
 
-    A two-sided interval at `level`; with `df` it is a Student t interval, otherwise one that is nearly normal on each side (bootstrap,
-    Wilson). `p` is the two-sided p value of the null; where it is None, it follows from the interval and `null_value`.
+    A two-sided interval at `level`; with `df` it is made with Student's t (t intervals, bootstraps), otherwise nearly normal on each side
+    (Wilson). `p` is the two-sided p value of the null; where it is None, it follows from the interval and `null_value`.
     """
 
     value: float

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from mlinterp.circuits.latent_machine import At, Code, LatentMachine
-from mlinterp.circuits.latent_scores import summed
+from mlinterp.circuits.latent_scores import Done, summed
 
 OUTPUT = -1
 """Stands for the metric among downstream nodes."""
@@ -40,8 +40,18 @@ def edges_among(machine: LatentMachine, some: Sequence[int]) -> list[Edge]:
     return [(up, down) for down in (*some, OUTPUT) for up in some if down == OUTPUT or place[up] < place[down]]
 
 
-def weights(machine: LatentMachine, rows: Sequence[int], slopes: Sequence[Tensor], edges: Sequence[Edge]) -> np.ndarray:
-    """Return the weight of edges in some pairs, in the metric's own unit, float64 `[row, edge]`; `slopes` are these pairs'."""
+def weights(
+    machine: LatentMachine, rows: Sequence[int], slopes: Sequence[Tensor], edges: Sequence[Edge], done: Done = lambda _: None
+) -> np.ndarray:
+    """Return the weight of edges in some pairs, in the metric's own unit, float64 `[row, edge]`.
+
+    Args:
+        machine: the model.
+        rows: the pairs.
+        slopes: of `slopes_of` for these.
+        edges: those asked for.
+        done: told of the upstream nodes that are through, over all pairs: as many as there are nodes and pairs.
+    """
     found, out_of = np.zeros((len(rows), len(edges))), dict[int, dict[int, int]]()
     for number, (up, down) in enumerate(edges):
         out_of.setdefault(up, {})[down] = number
@@ -50,7 +60,9 @@ def weights(machine: LatentMachine, rows: Sequence[int], slopes: Sequence[Tensor
 
     def run(some: Sequence[tuple[int, int]]) -> np.ndarray:
         ups, ats = zip(*some, strict=True)
-        return _read(machine, ups, [rows[at] for at in ats], [slope[list(ats)] for slope in slopes], downs)
+        found = _read(machine, ups, [rows[at] for at in ats], [slope[list(ats)] for slope in slopes], downs)
+        done(len(some))
+        return found
 
     with torch.no_grad():
         read = np.concatenate(list(machine.batched(jobs, run)))

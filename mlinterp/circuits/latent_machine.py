@@ -100,9 +100,7 @@ class LatentMachine:
             corrupted, corrupted_logits = self._record(corrupted=True)
             self._stand_in = self._in_place(corrupted, list(range(len(pairs)) if reference is None else reference))
         everyone = list(range(len(pairs)))
-        self.m_clean, self.m_corrupted = (
-            self._plain(self.measured(logits, everyone)) for logits in (self._clean_logits, corrupted_logits)
-        )
+        self.m_clean, self.m_corrupted = (self._plain(self.measured(logits, everyone)) for logits in (self._clean_logits, corrupted_logits))
         self.m_empty = self._metrics(self.nodes.none[None], everyone)[0]
 
     def code(self, place: int, h: Tensor) -> Code:

@@ -14,7 +14,7 @@ The null is a step of the same length in a random direction, along the same slop
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -24,6 +24,9 @@ from torch import Tensor
 from mlinterp.circuits.latent_machine import At, LatentMachine
 from mlinterp.determinism import torch_stream
 from mlinterp.errors import ExperimentError, SpecError
+
+Done = Callable[[int], None]
+"""Told how much more is done."""
 
 
 class Scores(NamedTuple):
@@ -35,43 +38,53 @@ class Scores(NamedTuple):
     """Of random directions, `[draw, row, node]`."""
 
 
-def slopes_of(machine: LatentMachine, rows: Sequence[int], steps: int | None = None) -> list[Tensor]:
+def slopes_of(machine: LatentMachine, rows: Sequence[int], steps: int | None = None, done: Done = lambda _: None) -> list[Tensor]:
     """Return the metric's slope at every hook point, `[row, pos, d]` each: in the clean run, or its mean over so many steps of the way.
 
-    Raises SpecError for a metric that has no gradient, ExperimentError where it is not finite.
+    `done` is told how many prompts each backward pass was through: `passes_of` in all. Raises SpecError for a metric that has no
+    gradient, ExperimentError where it is not finite.
     """
-    pieces = list(machine.batched(rows, lambda some: _clean_slopes(machine, some) if steps is None else _mean_slopes(machine, some, steps)))
+
+    def slopes(some: Sequence[int]) -> list[Tensor]:
+        return _clean_slopes(machine, some, done) if steps is None else _mean_slopes(machine, some, steps, done)
+
+    pieces = list(machine.batched(rows, slopes))
     found = [torch.cat(parts) for parts in zip(*pieces, strict=True)]
     if not all(bool(torch.isfinite(each).all()) for each in found):
         raise ExperimentError(f"{machine.metric.name} has no finite gradient")
     return found
 
 
-def _clean_slopes(machine: LatentMachine, rows: Sequence[int]) -> list[Tensor]:
+def passes_of(machine: LatentMachine, rows: Sequence[int], steps: int | None) -> int:
+    """Return how many prompts the backward passes of `slopes_of` are through, one after the other."""
+    return len(rows) * (1 if steps is None else steps * len(machine.sites))
+
+
+def _clean_slopes(machine: LatentMachine, rows: Sequence[int], done: Done) -> list[Tensor]:
     seen: dict[int, Tensor] = {}
 
     def ask(place: int, h: Tensor) -> Tensor:
         seen[place] = h if h.requires_grad else h.detach().clone().requires_grad_()
         return seen[place]
 
-    return _gradients(machine, rows, ask, seen)
+    return _gradients(machine, rows, ask, seen, done)
 
 
-def _mean_slopes(machine: LatentMachine, rows: Sequence[int], steps: int) -> list[Tensor]:
+def _mean_slopes(machine: LatentMachine, rows: Sequence[int], steps: int, done: Done) -> list[Tensor]:
     found = []
     for place in range(len(machine.sites)):
         ways = (machine.on_the_way(place, rows, (step + 0.5) / steps) for step in range(steps))
-        found.append(torch.stack([_at(machine, rows, place, h) for h in ways]).mean(dim=0))
+        found.append(torch.stack([_at(machine, rows, place, h, done) for h in ways]).mean(dim=0))
     return found
 
 
-def _at(machine: LatentMachine, rows: Sequence[int], place: int, h: Tensor) -> Tensor:
+def _at(machine: LatentMachine, rows: Sequence[int], place: int, h: Tensor, done: Done) -> Tensor:
     """Return the slope at one activation of a hook point."""
     at = h.requires_grad_()
-    return _gradients(machine, rows, lambda here, other: at if here == place else other, {place: at})[0]
+    return _gradients(machine, rows, lambda here, other: at if here == place else other, {place: at}, done)[0]
 
 
-def _gradients(machine: LatentMachine, rows: Sequence[int], edit: At, seen: dict[int, Tensor]) -> list[Tensor]:
+def _gradients(machine: LatentMachine, rows: Sequence[int], edit: At, seen: dict[int, Tensor], done: Done) -> list[Tensor]:
     """Return the metric's gradient by what an edit has put in place, hook point by hook point, float32 at least."""
     with torch.enable_grad():
         logits = machine.run(rows, edit)
@@ -81,6 +94,7 @@ def _gradients(machine: LatentMachine, rows: Sequence[int], edit: At, seen: dict
             allowed = "a metric made of differentiable steps"
             raise SpecError(f"{machine.metric.name} has no gradient", field="variables.metric", allowed=allowed)
         gradients = torch.autograd.grad(m.sum(), [seen[place] for place in sorted(seen)], materialize_grads=True)
+    done(len(rows))
     return [each.to(torch.promote_types(each.dtype, torch.float32)) for each in gradients]
 
 

@@ -243,7 +243,13 @@ def baselines(m_clean: np.ndarray, m_corrupted: np.ndarray, n_bootstrap: int, se
     for name, values in (("clean", m_clean), ("corrupted", m_corrupted), ("gap", m_clean - m_corrupted)):
         interval = bootstrap_intervals(values[:, None], n_bootstrap, rng=numpy_stream(seed, "baseline"))[0]
         found[f"baseline/{name}"] = Estimate(
-            value=interval.estimate, **bounds(interval), n=len(values), unit="pair", interval="bootstrap over pairs", mode="observational"
+            value=interval.estimate,
+            **bounds(interval),
+            df=len(values) - 1,
+            n=len(values),
+            unit="pair",
+            interval="bootstrap over pairs",
+            mode="observational",
         )
     return found
 
@@ -253,7 +259,7 @@ def estimates_of(effect: CellEffect, draws: int) -> dict[str, Estimate]:
     null, both = f"norm-matched random directions ({draws} draws)", "bootstrap over pairs and draws"
 
     def estimate(interval: Interval, how: str, **compared: Any) -> Estimate:
-        return Estimate(value=interval.estimate, **bounds(interval), n=effect.n, unit="pair", interval=how, **compared)
+        return Estimate(value=interval.estimate, **bounds(interval), df=effect.n - 1, n=effect.n, unit="pair", interval=how, **compared)
 
     # A single pair has no interval, and no p value either.
     p = effect.p if effect.n > 1 else None

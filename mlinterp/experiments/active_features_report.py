@@ -141,7 +141,7 @@ def _estimates(rows: list[dict[str, Any]], n: int, paired: bool) -> dict[str, Es
 
 def _bootstrapped(row: dict[str, Any], name: str, n: int, **compared: Any) -> Estimate:
     interval = {"low": row[f"{name}_low"], "high": row[f"{name}_high"]}
-    return Estimate(value=row[name], **interval, n=n, unit="prompt", interval="bootstrap over prompts", **compared)
+    return Estimate(value=row[name], **interval, df=n - 1, n=n, unit="prompt", interval="bootstrap over prompts", **compared)
 
 
 def _warnings(seen: Seen, n_firing: int, n_told: int, variables: ActiveFeaturesVariables) -> list[str]:

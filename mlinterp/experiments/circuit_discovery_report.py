@@ -236,9 +236,7 @@ def _alone(found: Found, exact: list[Interval]) -> Estimate:
     """Return what cutting the edge that is ranked first does, beside random ones."""
     rest = [interval.estimate for interval in exact[found.n_largest :]]
     compared = {"null": f"random edges cut alone ({len(rest)})", "null_value": float(np.mean(rest))} if rest else {}
-    return Estimate(
-        value=exact[0].estimate, **bounds(exact[0]), n=len(found.judging), unit="pair", interval="bootstrap over held-out pairs", **compared
-    )
+    return _over_pairs(exact[0], len(found.judging), **compared)
 
 
 def _baseline(found: Found, variables: CircuitDiscoveryVariables, seed: int) -> dict[str, Estimate]:
@@ -247,17 +245,20 @@ def _baseline(found: Found, variables: CircuitDiscoveryVariables, seed: int) -> 
     for name, values in (("clean", clean), ("empty", empty), ("gap", clean - empty)):
         interval = bootstrap_intervals(values[:, None], variables.n_bootstrap, rng=numpy_stream(seed, "baseline"))[0]
         mode = "observational" if name == "clean" else "interventional"
-        estimates[f"baseline/{name}"] = Estimate(
-            value=interval.estimate, **bounds(interval), n=len(values), unit="pair", interval="bootstrap over held-out pairs", mode=mode
-        )
+        estimates[f"baseline/{name}"] = _over_pairs(interval, len(values), mode=mode)
     return estimates
+
+
+def _over_pairs(interval: Interval, n: int, **more: Any) -> Estimate:
+    how = "bootstrap over held-out pairs"
+    return Estimate(value=interval.estimate, **bounds(interval), df=n - 1, n=n, unit="pair", interval=how, **more)
 
 
 def _compared(name: str, effect: CellEffect, null: str) -> dict[str, Estimate]:
     p, both = effect.p if effect.n > 1 else None, "bootstrap over held-out pairs and draws"
 
     def estimate(interval: Interval, how: str, **compared: Any) -> Estimate:
-        return Estimate(value=interval.estimate, **bounds(interval), n=effect.n, unit="pair", interval=how, **compared)
+        return Estimate(value=interval.estimate, **bounds(interval), df=effect.n - 1, n=effect.n, unit="pair", interval=how, **compared)
 
     return {
         f"circuit/{name}": estimate(effect.effect, "bootstrap over held-out pairs", null=null, null_value=effect.null.estimate, p=p),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -10,10 +9,11 @@ import numpy as np
 import torch
 
 from mlinterp.circuits import latent_edges
+from mlinterp.circuits.held_out import curve_sizes, split_pairs, tokenised
 from mlinterp.circuits.latent_edges import OUTPUT, Edge, edges_among
 from mlinterp.circuits.latent_faithfulness import Judged, judge
 from mlinterp.circuits.latent_machine import LatentMachine
-from mlinterp.circuits.latent_scores import moved, scores, slopes_of
+from mlinterp.circuits.latent_scores import moved, passes_of, scores, slopes_of
 from mlinterp.circuits.redundancy import hides
 from mlinterp.determinism import numpy_stream
 from mlinterp.errors import ExperimentError, SpecError
@@ -25,8 +25,7 @@ from mlinterp.sae.files.checkpoint import load_sae
 from mlinterp.sae.files.provenance import require_subject
 from mlinterp.sae.model import SAE
 from mlinterp.subjects.hooked import HookedSubject
-from mlinterp.subjects.pairs import Pairs, tokenise, tokens_of
-from mlinterp.subjects.pairs_declared import PromptPair, read_pairs
+from mlinterp.subjects.pairs_declared import read_pairs
 
 EDGED = 200
 """Latents of the circuit between which edges are measured, the largest first; each takes a backward pass a batch."""
@@ -71,6 +70,11 @@ class Joint(NamedTuple):
     """Their effects one by one, added up."""
     n_measured: int
     """How many of these were measured; the others are estimated."""
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether all of these were."""
+        return self.n_measured == self.n_latents
 
     @property
     def hides(self) -> bool:
@@ -137,17 +141,15 @@ def measure(context: Context) -> Found:
     """Score, choose and judge."""
     variables: FeatureCircuitVariables = context.variables
     metric, given = MetricRegistry(context.root).get(variables.metric), read_pairs(variables.pairs, context.root)
-    if len(given) < 2:
-        allowed = "2 or more: the circuit is judged on pairs that did not choose it"
-        raise SpecError("1 prompt pair", field="variables.pairs", allowed=allowed)
     subject = context.load_subject()
     if not isinstance(subject, HookedSubject):
         raise SpecError(f"'{subject.name}' is a {subject.kind} subject", field="subject", allowed="one whose hook points are passed once")
     saes, roles = _saes(context, subject)
+    pairs = tokenised(given, subject)
     choosing, judging = split_pairs(len(given), variables.held_out, context.seed)
-    machine = LatentMachine(subject, _tokens(given, subject), saes, metric, variables.ablation, choosing, variables.batch_size)
+    machine = LatentMachine(subject, pairs, saes, metric, variables.ablation, choosing, variables.batch_size)
     for rows in (choosing, judging):
-        gaps_of(machine.m_empty[rows], machine.m_clean[rows], metric.name)
+        gaps_of(machine.m_empty[rows], machine.m_clean[rows], metric.name, "the clean run and the one with every node ablated")
     gap = float((machine.m_clean - machine.m_empty)[choosing].sum())
 
     differs = moved(machine, range(len(given))) > 0
@@ -156,8 +158,10 @@ def measure(context: Context) -> Found:
     if not len(latents):
         raise ExperimentError("no latent differs from what stands in its place in any pair: the SAEs do not see these prompts")
     steps = variables.ig_steps if variables.method == "integrated" else None
-    chosen = scores(machine, choosing, slopes := slopes_of(machine, choosing, steps), some).own
-    held_out = scores(machine, judging, held_slopes := slopes_of(machine, judging, steps), some, variables.controls, context.seed)
+    with context.reporter.task("slopes", passes_of(machine, range(len(given)), steps)) as task:
+        slopes, held_slopes = (slopes_of(machine, rows, steps, task.advance) for rows in (choosing, judging))
+    chosen = scores(machine, choosing, slopes, some).own
+    held_out = scores(machine, judging, held_slopes, some, variables.controls, context.seed)
     gaps = (machine.m_clean - machine.m_empty)[judging]
     effects = cell_effects(held_out.own, held_out.nulls, gaps, variables.n_bootstrap, context.seed)
     missed = None
@@ -178,8 +182,9 @@ def measure(context: Context) -> Found:
     if variables.edges:
         members = np.sort(ranked[: int(circuit.sum())][:EDGED])
         among = edges_among(machine, sorted([*members.tolist(), *machine.nodes.errors.tolist()]))
-        shares = latent_edges.weights(machine, choosing, slopes, among).sum(axis=0) / gap
-        falls = latent_edges.weights(machine, judging, held_slopes, among)
+        with context.reporter.task("edges", len({up for up, _ in among}) * len(given)) as task:
+            shares = latent_edges.weights(machine, choosing, slopes, among, task.advance).sum(axis=0) / gap
+            falls = latent_edges.weights(machine, judging, held_slopes, among, task.advance)
         edges = Edges(among, shares, falls, _exact_edges(machine, among, shares, judging, context), int(circuit.sum()) - len(members))
     n = 2 * len(sizes)
     return Found(
@@ -198,23 +203,6 @@ def measure(context: Context) -> Found:
         judged[n + 2 :],
         _top_tokens(machine, circuit),
     )
-
-
-def split_pairs(n: int, held_out: float, seed: int) -> tuple[list[int], list[int]]:
-    """Return which pairs choose and which judge; at least one each."""
-    n_judging = min(max(1, round(n * held_out)), n - 1)
-    order = numpy_stream(seed, "held_out").permutation(n).tolist()
-    return sorted(order[n_judging:]), sorted(order[:n_judging])
-
-
-def curve_sizes(asked: list[int] | None, most: int) -> list[int]:
-    """Return the curve's sizes: as asked or 1, 2, 5, 10, …, none above `most`, which is the last one where nothing was asked.
-
-    >>> curve_sizes(None, 30), curve_sizes([4, 99], 30)
-    ([1, 2, 5, 10, 20, 30], [4, 30])
-    """
-    steps = [digit * 10**power for power in range(len(str(most))) for digit in (1, 2, 5)] + [most] if asked is None else asked
-    return sorted({min(size, most) for size in steps})
 
 
 def _saes(context: Context, subject: HookedSubject) -> tuple[dict[str, SAE], list[str]]:
@@ -238,16 +226,6 @@ def _saes(context: Context, subject: HookedSubject) -> tuple[dict[str, SAE], lis
         found[config.site] = (role, sae)
     order = [address.site for address in subject.addresses(list(found))]
     return {site: found[site][1] for site in order}, [found[site][0] for site in order]
-
-
-def _tokens(given: Sequence[PromptPair], subject: HookedSubject) -> Pairs:
-    """Return the pairs as tokens. Raises SpecError for prompts of unequal length: what is swapped must stand at one position."""
-    for number, pair in enumerate(given):
-        field = f"variables.pairs[{number}]"
-        clean, corrupted = (len(tokens_of(prompt, subject, field)) for prompt in (pair.clean, pair.corrupted))
-        if clean != corrupted:
-            raise SpecError(f"the prompts have {clean} and {corrupted} tokens", field=field, allowed="prompts of as many tokens")
-    return tokenise(given, subject)
 
 
 def _missed(machine: LatentMachine, rows: list[int], some: np.ndarray, own: np.ndarray) -> list[float]:

@@ -6,16 +6,19 @@ from typing import Any
 
 import numpy as np
 
+from mlinterp.circuits.held_out import seen_before
 from mlinterp.determinism import numpy_stream
 from mlinterp.estimates import bounds, record
 from mlinterp.experiments.feature_circuit import FeatureCircuitVariables
 from mlinterp.experiments.feature_circuit_measure import EDGED, Exact, Found
-from mlinterp.interventions.patch_effects import CellEffect
+from mlinterp.interventions.patch_effects import CellEffect, patch_effect
 from mlinterp.result import Estimate, ExperimentResult
 from mlinterp.stats import Interval, bootstrap_intervals
 
 NOTABLE = 0.1
 """Share of the gap by which scores of a hook point may miss what ablating all of it does."""
+MOST = 0.5
+"""Share of the behaviour below which what it is a share of must be said."""
 FEW = 20
 """Held-out pairs below which intervals and p values are coarse."""
 
@@ -73,7 +76,8 @@ def tell_numbers(
 
 
 def _over_pairs(found: Found, interval: Interval, how: str = "bootstrap over held-out pairs", **more: Any) -> Estimate:
-    return Estimate(value=interval.estimate, **bounds(interval), n=len(found.judging), unit="pair", interval=how, **more)
+    n = len(found.judging)
+    return Estimate(value=interval.estimate, **bounds(interval), df=n - 1, n=n, unit="pair", interval=how, **more)
 
 
 def _alone(found: Found, exact: Exact, intervals: list[Interval], what: str) -> Estimate:
@@ -84,11 +88,12 @@ def _alone(found: Found, exact: Exact, intervals: list[Interval], what: str) -> 
 
 
 def _baseline(found: Found, variables: FeatureCircuitVariables, seed: int) -> dict[str, Estimate]:
-    clean, empty = (values[found.judging] for values in (found.machine.m_clean, found.machine.m_empty))
+    machine = found.machine
+    clean, corrupted, empty = (values[found.judging] for values in (machine.m_clean, machine.m_corrupted, machine.m_empty))
     estimates = {}
-    for name, values in (("clean", clean), ("empty", empty), ("gap", clean - empty)):
+    for name, values in (("clean", clean), ("corrupted", corrupted), ("empty", empty), ("gap", clean - empty)):
         interval = bootstrap_intervals(values[:, None], variables.n_bootstrap, rng=numpy_stream(seed, "baseline"))[0]
-        mode = "observational" if name == "clean" else "interventional"
+        mode = "observational" if name in ("clean", "corrupted") else "interventional"
         estimates[f"baseline/{name}"] = _over_pairs(found, interval, mode=mode)
     return estimates
 
@@ -97,7 +102,7 @@ def _compared(stage: str, name: str, effect: CellEffect, null: str) -> dict[str,
     p, both = effect.p if effect.n > 1 else None, "bootstrap over held-out pairs and draws"
 
     def estimate(interval: Interval, how: str, **compared: Any) -> Estimate:
-        return Estimate(value=interval.estimate, **bounds(interval), n=effect.n, unit="pair", interval=how, **compared)
+        return Estimate(value=interval.estimate, **bounds(interval), df=effect.n - 1, n=effect.n, unit="pair", interval=how, **compared)
 
     return {
         f"{stage}/{name}": estimate(effect.effect, "bootstrap over held-out pairs", null=null, null_value=effect.null.estimate, p=p),
@@ -118,7 +123,8 @@ def _agreement(what: str, estimated: list[float], exact: list[Interval]) -> dict
 
 def warnings_of(found: Found, variables: FeatureCircuitVariables) -> list[str]:
     """Return what a reader must know to trust the circuit."""
-    said, n = [], len(found.judging)
+    machine, n = found.machine, len(found.judging)
+    said = seen_before(machine.pairs, found.choosing, found.judging)
     if n == 1:
         said.append("1 held-out pair: nothing has an interval or a p value")
     elif n < FEW:
@@ -128,10 +134,16 @@ def warnings_of(found: Found, variables: FeatureCircuitVariables) -> list[str]:
         said.append(
             f"in {against} of {n} held-out pairs {found.machine.metric.name} does not fall with everything ablated as it does on average"
         )
+    carried = patch_effect(found.gaps, (machine.m_clean - machine.m_corrupted)[found.judging])
+    if variables.ablation == "resample" and carried is not None and abs(carried) < MOST:
+        said.append(
+            f"ablating every node moves {machine.metric.name} by {carried:.3g} of what the corrupted prompts do: the rest of the behaviour "
+            "passes these hook points by, and faithfulness says nothing of it"
+        )
     if not found.circuit.any():
         said.append(f"the circuit is empty: no latent carries {variables.share:g} of the gap")
     alone = found.ends[1].faithfulness
-    if alone is not None and alone.effect.estimate < 0.5:
+    if alone is not None and alone.effect.estimate < MOST:
         said.append(
             f"all latents without the errors restore {alone.effect.estimate:.3g} of the behaviour: most of it lies in what the SAEs leave "
             "unexplained, which no circuit of latents can show"
@@ -144,8 +156,8 @@ def warnings_of(found: Found, variables: FeatureCircuitVariables) -> list[str]:
         )
     said += [
         f"the {each.n_latents} latents of {each.site} ablated together carry {each.together:.3g} of the gap, one by one they add up to "
-        f"{each.singles:.3g} ({each.n_measured} measured, the rest estimated): latents stand in for each other (an OR), and single "
-        "ablations hide them"
+        f"{each.singles:.3g} ({each.n_measured} measured, the rest estimated): latents "
+        + ("stand in for each other (an OR), and single ablations hide them" if each.is_measured else "may stand in for each other (an OR)")
         for each in found.joints
         if each.hides
     ]

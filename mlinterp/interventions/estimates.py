@@ -52,7 +52,7 @@ def _effects(item: dict[str, Any], n: int, n_controls: int) -> dict[str, Estimat
 
     def estimate(name: str, interval: str, how: str, **compared: Any) -> Estimate:
         low, high = effect[interval] or (None, None)
-        return Estimate(value=effect[name], low=low, high=high, n=n, interval=how, **compared)
+        return Estimate(value=effect[name], low=low, high=high, df=n - 1, n=n, interval=how, **compared)
 
     both = "bootstrap over examples and controls"
     return {
@@ -68,7 +68,7 @@ def _agreement(item: dict[str, Any], n: int) -> Estimate:
     chance, interval = item["chance_agreement"], item["ci95"]["agreement"]
     low, high = (None, None) if interval is None or None in interval else (min(1.0, max(0.0, chance + bound)) for bound in interval)
     how = "bootstrap over examples of the difference from chance"
-    return Estimate(value=item["outcome"]["agreement"], low=low, high=high, n=n, interval=how, null=CHANCE, null_value=chance)
+    return Estimate(value=item["outcome"]["agreement"], low=low, high=high, df=n - 1, n=n, interval=how, null=CHANCE, null_value=chance)
 
 
 def _controls(report: dict[str, Any], name: str) -> int:

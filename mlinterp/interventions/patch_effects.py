@@ -7,7 +7,7 @@ under norm-matched random directions at the same place:
 
 A ratio of sums is defined as long as the runs differ on average; a mean of ratios is at the mercy of the pair whose runs differ least.
 Resamples draw whole pairs, the same for every cell, and compare with one draw of the null, chosen at random: the intervals cover single
-draws. `p` is the larger of two: sign flips over pairs of d minus the mean d', both counted towards the source run (is it there in more than
+draws. They are stretched as few pairs need it (`stats.few_units`). `p` is the larger of two: sign flips over pairs of d minus the mean d', both counted towards the source run (is it there in more than
 a few pairs?), and the single-case t test against the draws (is it larger than what any change of that size does?), which has more degrees
 of freedom where every pair has random directions of its own than where a draw is the same for all pairs, such as another neuron.
 """
@@ -23,7 +23,7 @@ from mlinterp.determinism import numpy_stream
 from mlinterp.errors import ExperimentError
 from mlinterp.estimates import LEVEL
 from mlinterp.interventions.metrics import NEGLIGIBLE
-from mlinterp.stats import Interval, benjamini_hochberg, bootstrap_means, drawn_anew_p, sign_flip_p, single_case_p
+from mlinterp.stats import Interval, benjamini_hochberg, bootstrap_means, drawn_anew_p, sign_flip_p, single_case_p, stretched
 
 _BLOCK = 512
 """Cells resampled at a time; bounds memory."""
@@ -44,8 +44,8 @@ class CellEffect(NamedTuple):
     """`p` after Benjamini-Hochberg over all cells in which anything changes: a place at which the runs do not differ is no test."""
 
 
-def gaps_of(m_base: np.ndarray, m_source: np.ndarray, metric: str) -> np.ndarray:
-    """Return source minus base, `[pair]`.
+def gaps_of(m_base: np.ndarray, m_source: np.ndarray, metric: str, runs: str = "clean and corrupted prompts") -> np.ndarray:
+    """Return source minus base, `[pair]`; `runs` is what the two are called.
 
     Raises ExperimentError where the metric is undefined for a pair, and where the runs do not differ on average: then a patch has
     nothing to restore or to break.
@@ -55,7 +55,7 @@ def gaps_of(m_base: np.ndarray, m_source: np.ndarray, metric: str) -> np.ndarray
     gaps = m_source - m_base
     if abs(gaps.mean()) <= NEGLIGIBLE * max(1.0, float(np.abs([m_base, m_source]).max())):
         raise ExperimentError(
-            f"clean and corrupted prompts have the same mean {metric} ({m_base.mean():.6g}): there is nothing that a patch could carry"
+            f"{runs} have the same mean {metric} ({m_base.mean():.6g}): there is nothing that a patch could carry"
         )
     return gaps
 
@@ -119,11 +119,12 @@ def _alike(changes: np.ndarray, nulls: np.ndarray, gaps: np.ndarray, n_bootstrap
             else drawn_anew_p(towards * changes, towards * nulls)
         )
         p = np.maximum(p, single)
-    bounds = np.full((3, 2, k), np.nan)
+    estimates, bounds = (own, centre, own - centre), np.full((3, 2, k), np.nan)
     resampled = _resampled(changes, nulls, gaps, n_bootstrap, seed)
     if resampled is not None:
-        bounds = np.stack([np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0) for values in resampled])
-    estimates = (own, centre, own - centre)
+        tails = [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
+        quantiles = [np.quantile(values, tails, axis=0) for values in resampled]
+        bounds = np.stack([stretched(*both, n, LEVEL) for both in zip(estimates, quantiles, strict=True)])
     found = []
     for cell in range(k):
         effect, random, adjusted = (

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,8 @@ from watched import watch
 from mlinterp.errors import ExperimentError, SpecError
 from mlinterp.execution.inputs import check_roles
 from mlinterp.experiments import catalog
+from mlinterp.experiments.base import Context, ResolvedInput
+from mlinterp.progress import Silent, Task
 from mlinterp.reports.plots import draw
 from mlinterp.result import ExperimentResult
 from mlinterp.sae.files.checkpoint import save_sae
@@ -139,6 +143,38 @@ def test_what_single_ablations_hide_is_warned_of(tmp_path):
     assert not [text for text in run_gates(tmp_path / "and").diagnostics.warnings if "stand in for each other" in text]
 
 
+def test_where_most_is_estimated_latents_may_stand_in_for_each_other(tmp_path):
+    result = run_gates(tmp_path, OR, pairs=bits((7, 0), (3, 0), (7, 4), (3, 4)), method="gradient", exact=2)
+    (warning,) = [text for text in result.diagnostics.warnings if text.startswith(f"the 3 latents of {BITS}")]
+    assert "measured, the rest estimated): latents may stand in for each other (an OR)" in warning
+
+
+def test_held_out_pairs_that_also_choose_are_warned_of(tmp_path):
+    said = run_gates(tmp_path / "again", pairs=bits((7, 0), (7, 0))).diagnostics.warnings
+    assert "1 of 1 held-out pairs are among those that choose the circuit, word for word: they judge it by nothing new" in said
+    new = run_gates(tmp_path / "new", pairs=bits((7, 0), (3, 4))).diagnostics.warnings
+    assert not [text for text in new if "word for word" in text]
+
+
+def test_hook_points_that_most_of_the_behaviour_passes_by_are_warned_of(tmp_path):
+    nearly_all, little = (weighted({0: 0.9}), 5), (weighted({1: 0.1}), 5)
+    for at, n_said in ((1, 1), (0, 0)):
+        folder = tmp_path / str(at)
+        folder.mkdir()
+        result = run(gates(nearly_all, little, out=5), folder, saved(folder, dictionary(LAYERS[at], torch.eye(8))), pairs=PAIRS)
+        assert result.metrics["circuit/faithfulness"] == 1.0
+        assert result.metrics["baseline/clean"] - result.metrics["baseline/corrupted"] == pytest.approx(1.0)
+        said = [text for text in result.diagnostics.warnings if "passes these hook points by" in text]
+        assert len(said) == n_said
+    assert result.estimates["baseline/corrupted"].mode == "observational"
+
+
+def test_hook_points_that_the_behaviour_never_passes_have_no_circuit(tmp_path):
+    inputs = saved(tmp_path, dictionary(LAYERS[3], torch.eye(8)))
+    with pytest.raises(ExperimentError, match="the clean run and the one with every node ablated have the same mean logit_diff"):
+        run(gates(*AND, out=5), tmp_path, inputs, pairs=PAIRS)
+
+
 def test_a_dictionary_that_explains_nothing_leaves_it_all_to_its_error(tmp_path):
     inputs = saved(tmp_path, dictionary(LAYERS[2], torch.eye(8)[[1, 2, 6]], lift=1.0), dictionary(LAYERS[0], torch.eye(8)[[3]]))
     result = run(gates(*AND, out=5), tmp_path, inputs, pairs=PAIRS)
@@ -207,6 +243,38 @@ def test_scores_say_how_well_they_agree_with_ablations_and_how_complete_they_are
     assert fine["nodes/largest_completeness_error"] < 0.02
     assert fine["nodes/largest_completeness_error"] < coarse["nodes/largest_completeness_error"]
     assert -1 <= fine["nodes/correlation_with_exact"] <= 1
+
+
+class Bars(Silent):
+    """Adds up what bars are told."""
+
+    def __init__(self) -> None:
+        self.asked: dict[str, float] = {}
+        self.told: Counter[str] = Counter()
+
+    @contextmanager
+    def task(self, description: str, total: float) -> Iterator[Task]:
+        bars, self.asked[description] = self, total
+
+        class Bar:
+            def advance(self, amount: float = 1, note: str = "") -> None:
+                bars.told[description] += amount  # type: ignore[assignment]
+
+        yield Bar()
+
+
+@pytest.mark.parametrize("method", ["gradient", "integrated"])
+def test_every_long_part_of_the_work_has_a_bar_that_ends_where_it_said(gpt2, tmp_path, method):
+    pairs = [pair.model_dump() for pair in random_pairs(gpt2.vocab, (6, 7, 6))]
+    variables = {"pairs": pairs, "method": method, "ig_steps": 3, "n_bootstrap": 100, "exact": 2, "sizes": [3], "batch_size": 2}
+    spec, bars = Spec(type="feature_circuit", subject="toy", variables=variables), Bars()
+    given = saved(tmp_path, sae_at("blocks.0.resid_post"), sae_at("blocks.1.mlp_out", seed=1))
+    inputs = {role: ResolvedInput("latest", path, "digest") for role, path in given.items()}
+    experiment = catalog.find("feature_circuit")
+    experiment.run(Context(spec, catalog.typed_variables(spec), tmp_path, lambda: gpt2, inputs, bars))
+    assert list(bars.asked) == ["slopes", "circuits and random ones", "edges", "exact edges"]
+    assert dict(bars.told) == bars.asked
+    assert bars.asked["slopes"] == 3 * (1 if method == "gradient" else 3 * 2)
 
 
 def test_every_figure_can_be_drawn(gpt2, tmp_path):

@@ -69,6 +69,13 @@ def test_a_run_knows_its_study_and_the_study_its_steps(store, run):
     assert f"part of: [study](#/experiments/1/runs/{study}" in note(store, step)
 
 
+def test_a_study_that_still_runs_is_linked_without_a_status_that_is_soon_wrong(store, experiment, run):
+    study = store.client.create_run(experiment, run_name="study").info.run_id
+    step = run("step", {"mlflow.parentRunId": study})
+    assert f"part of: [study](#/experiments/1/runs/{study}" in note(store, step)
+    assert "(running)" not in note(store, step)
+
+
 def test_an_upstream_run_that_is_gone_is_said_to_be_gone(store, run):
     assert "(gone)" in note(store, run("sae", {"mlinterp.upstream": "f" * 32}))
 
