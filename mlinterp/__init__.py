@@ -124,4 +124,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__, *import_module("mlinterp.experiments.catalog").experiments()})
+    own = (name for name in globals() if name.startswith("__"))
+    return sorted({*own, *__all__, *import_module("mlinterp.experiments.catalog").experiments()})

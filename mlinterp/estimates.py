@@ -40,7 +40,8 @@ def means(scores: Mapping[str, PerExample], seed: int) -> dict[str, Estimate]:
     """Return each mean with its interval over examples.
 
     Shares of examples that are each wholly right or wholly wrong get Wilson's (also where every one is right, of which a bootstrap
-    would be certain), everything else a percentile bootstrap over whole examples, which does not reach beyond what a share can be. A mean that is undefined is left out.
+    would be certain), everything else a percentile bootstrap over whole examples, which does not reach beyond what a share can be. A mean
+    that is undefined is left out.
     """
     found = {name: share(round(score.value * len(score.total)), len(score.total)) for name, score in scores.items() if _is_plain(score)}
     rest = {name: score for name, score in scores.items() if name not in found and score.weight.sum() != 0}

@@ -5,9 +5,16 @@ An experiment only knows a `Reporter`. Who listens (a terminal, MLflow, nobody) 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
+
+Advance = Callable[[float], None]
+"""Told how much more of some work is done."""
+
+
+def unheard(_amount: float) -> None:
+    """Be told of progress, and tell nobody."""
 
 
 class Task(Protocol):

@@ -138,8 +138,8 @@ def interval_p(interval: Interval, point: float, n: int, level: float = 0.95, df
     The side of the interval that faces the point, divided by its quantile, is a standard error: p = 2 P(T > |estimate - point| / se).
     With `df` the interval is made with Student's t, and p is that of the t test (exactly, of a mean's t interval). Without, it is one
     that is nearly normal on each side (Wilson, a bootstrap that nobody `stretched`), and p is that of the interval stretched for n units:
-    otherwise, six units would be wrong four times too often at 0.05. A side without width borrows the other; an interval without any has p = 2^(1 - n), that of the sign
-    test of n units which all lie on one side of the point, or 1 at the point itself.
+    otherwise, six units would be wrong four times too often at 0.05. A side without width borrows the other; an interval without any has
+    p = 2^(1 - n), that of the sign test of n units which all lie on one side of the point, or 1 at the point itself.
 
     >>> round(interval_p(Interval(2.0, 1.0, 4.0), 1.0, n=10, df=9), 6)
     0.05

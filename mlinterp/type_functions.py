@@ -103,7 +103,7 @@ def plain(value: Any) -> Any:
     def other(unknown_value: Any) -> Any:
         if hasattr(unknown_value, "tolist"):
             return unknown_value.tolist()
-        raise SpecError(f"a {type(unknown_value).__name__} is nothing that a spec holds", allowed="text, numbers, lists and blocks of them")
+        raise SpecError(f"'{type(unknown_value).__name__}' is no type that a spec holds", allowed="text, numbers, lists and blocks of them")
 
     if isinstance(value, BaseModel):
         return value.model_dump(mode="json", exclude_none=True)

@@ -11,6 +11,7 @@ from typer.core import TyperGroup
 
 from mlinterp.errors import SpecError
 from mlinterp.experiment_commands import AgainOption, QuietOption, assignment
+from mlinterp.interventions.metrics import MetricRegistry
 from mlinterp.io.atomic import write_text
 from mlinterp.io.specfile import parse_value
 from mlinterp.project import Project, as_named, choose_project, project_names
@@ -48,7 +49,14 @@ def _steps_option(workflow: str) -> Any:
 
 SubjectOption = Annotated[str, typer.Option("--subject", help="A subject of the project.")]
 PairsOption = Annotated[str, typer.Option("--pairs", metavar="FILE.jsonl", help="Prompt pairs, one a line, in a file of the project.")]
-MetricOption = Annotated[str, typer.Option("--metric", help="logit_diff, prob, ce_diff, kl, l2, cosine, or FILE.py:FUNCTION.")]
+MetricOption = Annotated[
+    str,
+    typer.Option(
+        "--metric",
+        help="logit_diff, prob, ce_diff, kl, l2, cosine, or FILE.py:FUNCTION.",
+        autocompletion=lambda: [metric.name for metric in MetricRegistry()],
+    ),
+]
 InputOption = Annotated[
     list[str] | None,
     typer.Option("--input", metavar="ROLE=REFERENCE", help="An input of every step that takes it, such as subject=latest."),
@@ -137,7 +145,7 @@ def add_workflow_commands(app: typer.Typer, run: Run) -> None:
 
           mlinterp workflow circuit_discovery --subject gpt --pairs pairs.jsonl --threshold 0.02
 
-          mlinterp workflow circuit_discovery --subject gpt --pairs pairs.jsonl --steps acdc,paths --write study.yaml
+          mlinterp workflow circuit_discovery --subject gpt --pairs pairs.jsonl --steps acdc,paths --write projects/NAME/study.yaml
         """
         given = {"pairs": pairs, "metric": metric, "threshold": threshold, "steps": _listed(steps)}
         _ask("circuit_discovery", subject, given, _shared(inputs, variables, hypothesis, seed), project, write, again, quiet, run)
@@ -196,6 +204,9 @@ def _ask(
         return
     if write.suffix not in {".yaml", ".yml"}:
         raise SpecError(f"'{write}' is no YAML file", field="--write", allowed="a name that ends in .yaml")
+    if not write.resolve().is_relative_to(found.root):
+        inside = as_named(found.root / write.name)
+        raise SpecError(f"'{write}' lies outside the project that it is about", field="--write", allowed=f"a file in it, such as {inside}")
     if write.exists():
         raise SpecError(f"'{write}' exists already", field="--write", allowed="name a new file")
     check_spec(study, found)

@@ -82,7 +82,7 @@ def test_an_effect_is_judged_beside_its_matched_controls() -> None:
 def test_the_largest_of_several_effects_pays_for_having_been_looked_for() -> None:
     found = report_estimates(report(item("a", effect(0.02)), item("b", effect(0.4, adjusted_effect=-0.2)), item("gone", None)))
     top, own = found["top/adjusted_effect"], found["adjusted/a"]
-    factor = scipy_stats.norm.ppf(1 - 0.025 / 2) / scipy_stats.norm.ppf(0.975)
+    factor = scipy_stats.t.ppf(1 - 0.025 / 2, 39) / scipy_stats.t.ppf(0.975, 39)  # n is 40
     assert top.value == own.value == -0.4
     assert top.p == pytest.approx(0.04)
     assert (top.low, top.high) == pytest.approx((-0.4 - 0.3 * factor, -0.4 + 0.3 * factor))

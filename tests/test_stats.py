@@ -19,10 +19,13 @@ from mlinterp.stats import (
     bootstrap_ratios,
     clustered_share,
     control_adjusted,
+    few_units,
+    interval_p,
     mean_t_interval,
     mean_t_p,
     sign_flip_p,
     single_case_p,
+    stretched,
     widened,
     wilson_interval,
 )
@@ -32,7 +35,7 @@ def rng(seed: int = 0) -> np.random.Generator:
     return np.random.default_rng(seed)
 
 
-def test_the_bootstrap_interval_is_scipys_bca_interval_of_the_same_resamples() -> None:
+def test_the_bootstrap_interval_is_scipys_bca_interval_of_the_same_resamples_stretched_for_forty_units() -> None:
     values = rng(1).exponential(size=(40, 1))
     resampled = bootstrap_means(values, 999, rng(2))
     done = scipy_stats.bootstrap((values[:, 0],), np.mean, n_resamples=999, method="BCa", rng=rng(3))
@@ -40,7 +43,29 @@ def test_the_bootstrap_interval_is_scipys_bca_interval_of_the_same_resamples() -
     expected = scipy_stats.bootstrap((values[:, 0],), np.mean, n_resamples=0, method="BCa", bootstrap_result=done).confidence_interval
     (got,) = bootstrap_intervals(values, 999, rng=rng(2))
     assert got.estimate == pytest.approx(values.mean(), rel=1e-12)
-    assert (got.low, got.high) == pytest.approx((expected.low, expected.high), rel=1e-9)
+    plain = values.mean() + (np.array(got[1:]) - values.mean()) / few_units(40)
+    assert plain == pytest.approx((expected.low, expected.high), rel=1e-9)
+
+
+@pytest.mark.parametrize("n", [2, 3, 5, 8])
+def test_bootstrap_intervals_of_few_units_hold_the_truth_as_often_as_they_say(n: int) -> None:
+    draws, gaps = rng(40).normal(1.0, 1.0, size=(n, 600)), 1.0 + 0.2 * rng(41).random((n, 600))
+    for found in (bootstrap_intervals(draws, 400, rng=rng(42)), bootstrap_ratios(draws * gaps, gaps, 400, rng=rng(43))):
+        assert 0.92 <= np.mean([low <= 1.0 <= high for _, low, high in found]) <= 0.985
+
+
+def test_a_stretched_interval_of_normal_means_is_students() -> None:
+    values = rng(44).normal(size=6)
+    spread = values.std() / math.sqrt(6) * scipy_stats.norm.ppf(0.975)  # how far quantiles of normal resamples lie from the mean
+    got = stretched(values.mean(), np.array([values.mean() - spread, values.mean() + spread]), 6)
+    assert got == pytest.approx(mean_t_interval(values)[1:], rel=1e-12)
+
+
+def test_a_bound_of_a_stretched_interval_has_the_p_value_of_its_level_and_one_that_nobody_stretched_has_the_same_p() -> None:
+    plain = Interval(1.0, 0.4, 1.9)
+    wide = Interval(1.0, *stretched(1.0, np.array(plain[1:]), 7))
+    assert interval_p(wide, wide.low, 7, df=6) == pytest.approx(0.05, rel=1e-9)
+    assert interval_p(wide, 0.0, 7, df=6) == pytest.approx(interval_p(plain, 0.0, 7), rel=1e-12)
 
 
 def test_bootstrap_means_have_the_mean_and_spread_that_theory_gives() -> None:
@@ -135,15 +160,17 @@ def test_the_wilson_interval_solves_its_defining_equation() -> None:
 
 def test_a_change_is_compared_with_single_controls_solved_by_hand_for_two_that_never_vary() -> None:
     control, adjusted = control_adjusted(np.full(8, 3.0), np.tile([0.0, 1.0], (8, 1)), 500, rng=rng())
-    assert control == Interval(0.5, 0.0, 1.0)
-    assert adjusted == Interval(2.5, 2.0, 3.0)
+    half = 0.5 * few_units(8)
+    assert control == pytest.approx((0.5, 0.5 - half, 0.5 + half))
+    assert adjusted == pytest.approx((2.5, 2.5 - half, 2.5 + half))
 
 
 def test_without_spread_between_controls_the_adjusted_interval_is_the_paired_percentile_interval() -> None:
     changes, shared = rng(20).normal(1.0, 1.0, size=40), rng(21).normal(size=40)
     _, adjusted = control_adjusted(changes, np.tile(shared[:, None], (1, 5)), 4000, rng=rng(22))
     resampled = bootstrap_means((changes - shared)[:, None], 4000, rng(22))
-    assert adjusted == pytest.approx([(changes - shared).mean(), *np.quantile(resampled, [0.025, 0.975])], abs=1e-9)
+    mean = (changes - shared).mean()
+    assert adjusted == pytest.approx([mean, *stretched(mean, np.quantile(resampled, [0.025, 0.975]), 40)], abs=1e-9)
 
 
 def test_one_more_control_is_inside_the_interval_of_the_others_about_as_often_as_it_says() -> None:
@@ -181,8 +208,8 @@ def test_a_ratio_with_equal_weights_has_the_percentile_interval_of_the_mean() ->
     got = bootstrap_ratios(values, np.full_like(values, 3.0), 400, rng=rng(32))
     resampled = bootstrap_means(values, 400, rng(32)) / 3.0
     for column, at in enumerate(got):
-        expected = [values[:, column].mean() / 3.0, *np.quantile(resampled[:, column], [0.025, 0.975])]
-        assert at == pytest.approx(expected, rel=1e-12)
+        mean = values[:, column].mean() / 3.0
+        assert at == pytest.approx([mean, *stretched(mean, np.quantile(resampled[:, column], [0.025, 0.975]), 40)], rel=1e-12)
 
 
 def test_a_ratio_of_resampled_sums_is_covered_about_as_often_as_it_says_although_rows_within_an_example_are_alike() -> None:

@@ -20,6 +20,7 @@ import numpy as np
 from mlinterp.circuits.machine import Machine
 from mlinterp.determinism import numpy_stream
 from mlinterp.interventions.patch_effects import CellEffect, cell_effects, patch_effect
+from mlinterp.progress import Advance, unheard
 
 TRIED = 32
 """Edges of a circuit, drawn at random, that minimality is measured on."""
@@ -39,39 +40,51 @@ class Judged(NamedTuple):
     """Edges that minimality was measured on."""
 
 
+def runs_of(circuits: Sequence[np.ndarray], draws: int) -> int:
+    """Return how many circuits `judge` runs for some."""
+    return 2 * len(circuits) * (1 + draws) + sum(min(TRIED, int(circuit.sum())) for circuit in circuits)
+
+
 def judge(
-    machine: Machine, circuits: Sequence[np.ndarray], rows: Sequence[int], draws: int, threshold: float, n_bootstrap: int, seed: int
+    machine: Machine,
+    circuits: Sequence[np.ndarray],
+    rows: Sequence[int],
+    draws: int,
+    threshold: float,
+    n_bootstrap: int,
+    seed: int,
+    done: Advance = unheard,
 ) -> list[Judged]:
-    """Judge circuits on pairs that did not choose them."""
+    """Judge circuits on pairs that did not choose them; `done` is told of the circuits that were run, `runs_of` in all."""
     graph, rows = machine.graph, list(rows)
     m_whole, m_empty = machine.m_clean[rows], machine.m_empty[rows]
     gaps = m_whole - m_empty
-    own = machine.metrics(np.stack(circuits), rows)
-    without = machine.metrics(np.stack([graph.whole & ~circuit for circuit in circuits]), rows)
+    own = machine.metrics(np.stack(circuits), rows, done)
+    without = machine.metrics(np.stack([graph.whole & ~circuit for circuit in circuits]), rows, done)
     chance, chance_without = [], []
     for draw in range(draws):
         drawn = np.stack([graph.grown(int(circuit.sum()), seed, draw) for circuit in circuits])
-        chance.append(machine.metrics(drawn, rows))
-        chance_without.append(machine.metrics(graph.whole & ~drawn, rows))
+        chance.append(machine.metrics(drawn, rows, done))
+        chance_without.append(machine.metrics(graph.whole & ~drawn, rows, done))
     restored = cell_effects((own - m_empty).T, np.stack([(each - m_empty).T for each in chance]), gaps, n_bootstrap, seed)
     lost = cell_effects((m_whole - without).T, np.stack([(m_whole - each).T for each in chance_without]), gaps, n_bootstrap, seed)
     judged = []
     for circuit, values, faithful, complete in zip(circuits, own, restored, lost, strict=True):
-        minimal, tried = _minimality(machine, circuit, values, gaps, rows, threshold, seed)
+        minimal, tried = _minimality(machine, circuit, values, gaps, rows, threshold, seed, done)
         judged.append(Judged(int(circuit.sum()), faithful, complete, minimal, tried))
     return judged
 
 
-def faithfulness(machine: Machine, circuits: Sequence[np.ndarray], rows: Sequence[int]) -> list[float | None]:
-    """Return the faithfulness of circuits on some pairs; None where it is undefined."""
+def faithfulness(machine: Machine, circuits: Sequence[np.ndarray], rows: Sequence[int], done: Advance = unheard) -> list[float | None]:
+    """Return the faithfulness of circuits on some pairs; None where it is undefined. `done` is told of circuits."""
     rows = list(rows)
     m_empty = machine.m_empty[rows]
     gaps = machine.m_clean[rows] - m_empty
-    return [patch_effect(values - m_empty, gaps) for values in machine.metrics(np.stack(circuits), rows)]
+    return [patch_effect(values - m_empty, gaps) for values in machine.metrics(np.stack(circuits), rows, done)]
 
 
 def _minimality(
-    machine: Machine, circuit: np.ndarray, values: np.ndarray, gaps: np.ndarray, rows: list[int], threshold: float, seed: int
+    machine: Machine, circuit: np.ndarray, values: np.ndarray, gaps: np.ndarray, rows: list[int], threshold: float, seed: int, done: Advance
 ) -> tuple[float | None, int]:
     edges = np.argwhere(circuit)
     if not len(edges):
@@ -79,5 +92,5 @@ def _minimality(
     chosen = edges[numpy_stream(seed, "minimality", len(edges)).permutation(len(edges))[:TRIED]]
     fewer = np.repeat(circuit[None], len(chosen), axis=0)
     fewer[np.arange(len(chosen)), chosen[:, 0], chosen[:, 1]] = False
-    changes = (values - machine.metrics(fewer, rows)).sum(axis=1) / gaps.sum()
+    changes = (values - machine.metrics(fewer, rows, done)).sum(axis=1) / gaps.sum()
     return float(np.mean(np.abs(changes) >= threshold)), len(chosen)

@@ -48,8 +48,8 @@ def seen_before(pairs: Pairs, choosing: Sequence[int], judging: Sequence[int]) -
 def curve_sizes(asked: Sequence[int] | None, most: int) -> list[int]:
     """Return the curve's sizes: as asked or 1, 2, 5, 10, …, none above `most`, which is the last one where nothing was asked.
 
-    >>> curve_sizes(None, 30), curve_sizes([4, 99], 30)
-    ([1, 2, 5, 10, 20, 30], [4, 30])
+    >>> curve_sizes(None, 70), curve_sizes([4, 99], 30)
+    ([1, 2, 5, 10, 20, 50, 70], [4, 30])
     """
     steps = [digit * 10**power for power in range(len(str(most))) for digit in (1, 2, 5)] + [most] if asked is None else asked
     return sorted({min(size, most) for size in steps})

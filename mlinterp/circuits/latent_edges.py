@@ -26,7 +26,8 @@ import torch
 from torch import Tensor
 
 from mlinterp.circuits.latent_machine import At, Code, LatentMachine
-from mlinterp.circuits.latent_scores import Done, summed
+from mlinterp.circuits.latent_scores import summed
+from mlinterp.progress import Advance, unheard
 
 OUTPUT = -1
 """Stands for the metric among downstream nodes."""
@@ -41,7 +42,7 @@ def edges_among(machine: LatentMachine, some: Sequence[int]) -> list[Edge]:
 
 
 def weights(
-    machine: LatentMachine, rows: Sequence[int], slopes: Sequence[Tensor], edges: Sequence[Edge], done: Done = lambda _: None
+    machine: LatentMachine, rows: Sequence[int], slopes: Sequence[Tensor], edges: Sequence[Edge], done: Advance = unheard
 ) -> np.ndarray:
     """Return the weight of edges in some pairs, in the metric's own unit, float64 `[row, edge]`.
 

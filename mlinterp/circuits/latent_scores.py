@@ -14,7 +14,7 @@ The null is a step of the same length in a random direction, along the same slop
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -24,9 +24,7 @@ from torch import Tensor
 from mlinterp.circuits.latent_machine import At, LatentMachine
 from mlinterp.determinism import torch_stream
 from mlinterp.errors import ExperimentError, SpecError
-
-Done = Callable[[int], None]
-"""Told how much more is done."""
+from mlinterp.progress import Advance, unheard
 
 
 class Scores(NamedTuple):
@@ -38,7 +36,7 @@ class Scores(NamedTuple):
     """Of random directions, `[draw, row, node]`."""
 
 
-def slopes_of(machine: LatentMachine, rows: Sequence[int], steps: int | None = None, done: Done = lambda _: None) -> list[Tensor]:
+def slopes_of(machine: LatentMachine, rows: Sequence[int], steps: int | None = None, done: Advance = unheard) -> list[Tensor]:
     """Return the metric's slope at every hook point, `[row, pos, d]` each: in the clean run, or its mean over so many steps of the way.
 
     `done` is told how many prompts each backward pass was through: `passes_of` in all. Raises SpecError for a metric that has no
@@ -60,7 +58,7 @@ def passes_of(machine: LatentMachine, rows: Sequence[int], steps: int | None) ->
     return len(rows) * (1 if steps is None else steps * len(machine.sites))
 
 
-def _clean_slopes(machine: LatentMachine, rows: Sequence[int], done: Done) -> list[Tensor]:
+def _clean_slopes(machine: LatentMachine, rows: Sequence[int], done: Advance) -> list[Tensor]:
     seen: dict[int, Tensor] = {}
 
     def ask(place: int, h: Tensor) -> Tensor:
@@ -70,7 +68,7 @@ def _clean_slopes(machine: LatentMachine, rows: Sequence[int], done: Done) -> li
     return _gradients(machine, rows, ask, seen, done)
 
 
-def _mean_slopes(machine: LatentMachine, rows: Sequence[int], steps: int, done: Done) -> list[Tensor]:
+def _mean_slopes(machine: LatentMachine, rows: Sequence[int], steps: int, done: Advance) -> list[Tensor]:
     found = []
     for place in range(len(machine.sites)):
         ways = (machine.on_the_way(place, rows, (step + 0.5) / steps) for step in range(steps))
@@ -78,13 +76,13 @@ def _mean_slopes(machine: LatentMachine, rows: Sequence[int], steps: int, done: 
     return found
 
 
-def _at(machine: LatentMachine, rows: Sequence[int], place: int, h: Tensor, done: Done) -> Tensor:
+def _at(machine: LatentMachine, rows: Sequence[int], place: int, h: Tensor, done: Advance) -> Tensor:
     """Return the slope at one activation of a hook point."""
     at = h.requires_grad_()
     return _gradients(machine, rows, lambda here, other: at if here == place else other, {place: at}, done)[0]
 
 
-def _gradients(machine: LatentMachine, rows: Sequence[int], edit: At, seen: dict[int, Tensor], done: Done) -> list[Tensor]:
+def _gradients(machine: LatentMachine, rows: Sequence[int], edit: At, seen: dict[int, Tensor], done: Advance) -> list[Tensor]:
     """Return the metric's gradient by what an edit has put in place, hook point by hook point, float32 at least."""
     with torch.enable_grad():
         logits = machine.run(rows, edit)

@@ -20,20 +20,23 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from mlinterp.circuits.graph import Graph
-from mlinterp.errors import EnvironmentFault, SpecError
+from mlinterp.errors import EnvironmentFault, ExperimentError, SpecError
+from mlinterp.interventions.attribution_runs import halved, is_out_of_memory, measured, tokens_asked
 from mlinterp.interventions.metrics import Metric
+from mlinterp.progress import Advance, unheard
 from mlinterp.subjects.hooked import HookedSubject
-from mlinterp.subjects.pairs import NO_TOKEN, Pairs, answer_columns
+from mlinterp.subjects.pairs import Pairs, answer_columns
 
 Ablation = Literal["resample", "zero", "mean"]
-Work = Callable[[Sequence[int]], np.ndarray]
+Item = TypeVar("Item")
+Ran = TypeVar("Ran")
 _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
 """Largest difference between a model and its graph, as a share of the largest number."""
 
@@ -116,18 +119,16 @@ class Machine(ABC):
         reference: Sequence[int] | None = None,
         batch_size: int = 64,
     ) -> None:
-        lacking = {name: (getattr(pairs, name) == NO_TOKEN).nonzero()[:, 0].tolist() for name in metric.needs}
-        metric.require({name: pairs.ids[rows[0]] if rows else None for name, rows in lacking.items()})
         self.subject, self.pairs, self.graph, self.metric = subject, pairs, graph, metric
         self.ablation, self.batch_size = ablation, batch_size
         self.device = next(subject.model.parameters()).device
         self._answer_at = answer_columns(pairs.clean)
-        self._tokens = torch.stack([pairs.answer, pairs.wrong]).to(self.device)
+        self._tokens = tokens_asked(pairs, metric, self.device)
         try:
             with torch.no_grad():
                 plain = self._both_runs(list(range(len(pairs)) if reference is None else reference))
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             n, length = pairs.clean.inputs.shape
             why = f"what {len(graph.nodes)} parts write in {n} pairs of {length} tokens does not fit in memory: give fewer pairs"
@@ -161,69 +162,62 @@ class Machine(ABC):
             embed: what the embedding writes, `[row, pos, d]`.
         """
 
-    def metrics(self, circuits: np.ndarray, rows: Sequence[int]) -> np.ndarray:
+    def metrics(self, circuits: np.ndarray, rows: Sequence[int], done: Advance = unheard) -> np.ndarray:
         """Return the metric of some pairs where only the edges of circuits `[circuit, read, node]` are kept, float64 `[circuit, row]`.
 
-        The whole graph is the clean run and the empty circuit the run with everything cut, to the bit.
+        The whole graph is the clean run and the empty circuit the run with everything cut, to the bit. `done` is told of circuits.
         """
         found = np.empty((len(circuits), len(rows)))
         is_whole, is_empty = (circuits == self.graph.whole).all(axis=(1, 2)), ~circuits.any(axis=(1, 2))
         found[is_whole], found[is_empty] = self.m_clean[list(rows)], self.m_empty[list(rows)]
         others = ~(is_whole | is_empty)
+        done(float((~others).sum()))
         if others.any():
             with torch.no_grad():
-                found[others] = self._metrics(circuits[others], rows)
+                found[others] = self._metrics(circuits[others], rows, done)
         return found
 
-    def edge_scores(self, rows: Sequence[int], steps: int | None = None) -> np.ndarray:
+    def edge_scores(self, rows: Sequence[int], steps: int | None = None, done: Advance = unheard) -> np.ndarray:
         """Return (clean write - what stands in its place) · d metric / d read of every edge, float64 `[row, read, node]`.
 
         The gradient is that of the clean run, or with `steps` its mean along the straight line from the embedding's ablated to its clean
-        write (midpoint rule). It estimates by how much the metric falls when the edge is cut.
+        write (midpoint rule). It estimates by how much the metric falls when the edge is cut. `done` is told of pairs.
+        Raises SpecError for a metric that has no gradient, ExperimentError where it is not finite.
         """
-        found = np.empty((len(rows), *self.graph.whole.shape))
-        for batch in _batches(range(len(rows)), self.batch_size):
-            for done in self._splitting(batch, lambda some: self._scored([rows[at] for at in some], steps)):
-                found[done[0]] = done[1]
-        return found
+        return np.concatenate(list(self._batched(rows, lambda some: self._scored(some, steps, done))))
 
     def embedding_gap(self, rows: Sequence[int]) -> np.ndarray:
         """Return the metric of the clean run less that of the model whose embedding alone is ablated, float64 `[row]`.
 
         This is what the integrated scores of all edges from the embedding add up to (completeness).
         """
-        found = np.empty(len(rows))
 
-        def run(batch: Sequence[int]) -> np.ndarray:
-            some = [rows[at] for at in batch]
+        def run(some: Sequence[int]) -> np.ndarray:
+            some = list(some)
             through = Pass(self.delta.new_empty(len(some), *self.delta.shape[1:]), torch.zeros_like(self.ablated[:1]), None)
             logits = self._forward(through, some, 0, self._ablated_embed(some))
             values: np.ndarray = self.m_clean[some] - self._measured(logits, some).double().cpu().numpy()
             return values
 
         with torch.no_grad():
-            for batch in _batches(range(len(rows)), self.batch_size):
-                for done, values in self._splitting(batch, run):
-                    found[done] = values
-        return found
+            return np.concatenate(list(self._batched(rows, run)))
 
-    def _metrics(self, circuits: np.ndarray, rows: Sequence[int]) -> np.ndarray:
+    def _metrics(self, circuits: np.ndarray, rows: Sequence[int], done: Advance = unheard) -> np.ndarray:
         """Run circuits of like depth together."""
         cut = self.graph.whole & ~circuits
         layers = np.array([read.layer for read in self.graph.reads])
         lowest = [int(layers[each.any(axis=1)].min(initial=self.graph.n_layers)) for each in cut]
         jobs = [(number, at) for number in np.argsort(lowest, kind="stable").tolist() for at in range(len(rows))]
-        found = np.empty((len(circuits), len(rows)))
-        for batch in _batches(range(len(jobs)), self.batch_size):
 
-            def run(some: Sequence[int]) -> np.ndarray:
-                numbers, ats = zip(*(jobs[job] for job in some), strict=True)
-                edges = torch.from_numpy(cut[list(numbers)]).to(self.device, torch.float32)
-                return self._cut([rows[at] for at in ats], edges, min(lowest[number] for number in numbers))
+        def run(some: Sequence[tuple[int, int]]) -> np.ndarray:
+            numbers, ats = zip(*some, strict=True)
+            edges = torch.from_numpy(cut[list(numbers)]).to(self.device, torch.float32)
+            values = self._cut([rows[at] for at in ats], edges, min(lowest[number] for number in numbers))
+            done(len(some) / len(rows))
+            return values
 
-            for done, values in self._splitting(batch, run):
-                numbers, ats = zip(*(jobs[job] for job in done), strict=True)
-                found[list(numbers), list(ats)] = values
+        found, (numbers, ats) = np.empty((len(circuits), len(rows))), zip(*jobs, strict=True)
+        found[list(numbers), list(ats)] = np.concatenate(list(self._batched(jobs, run)))
         return found
 
     def _cut(self, rows: Sequence[int], edges: Tensor, first: int) -> np.ndarray:
@@ -233,7 +227,7 @@ class Machine(ABC):
         logits = self._forward(Pass(delta, ablated, edges), rows, first, self.embeds[0][rows])
         return self._measured(logits, rows).double().cpu().numpy()
 
-    def _scored(self, rows: Sequence[int], steps: int | None) -> np.ndarray:
+    def _scored(self, rows: Sequence[int], steps: int | None, done: Advance) -> np.ndarray:
         rows = list(rows)
         whole, start = self.embeds[0][rows], self._ablated_embed(rows)
         through = GradientPass(self.delta[rows], len(self.graph.reads))
@@ -242,8 +236,14 @@ class Machine(ABC):
             with torch.enable_grad():
                 embed = (whole if share == 1.0 else start + share * (whole - start)).detach().requires_grad_()
                 total = self._measured(self._forward(through, rows, 0, embed), rows).sum()
+                if not total.requires_grad:
+                    allowed = "method: acdc, or a metric made of differentiable steps"
+                    raise SpecError(f"{self.metric.name} has no gradient", field="variables.metric", allowed=allowed)
                 torch.autograd.grad(total, embed)
+            done(len(rows) / len(at))
         scores: np.ndarray = (through.scores / len(at)).cpu().numpy()
+        if not np.isfinite(scores).all():
+            raise ExperimentError(f"{self.metric.name} has no finite gradient")
         return scores * self.graph.whole
 
     def _ablated_embed(self, rows: Sequence[int]) -> Tensor:
@@ -253,17 +253,13 @@ class Machine(ABC):
     def _record(self, embeds: Tensor) -> tuple[Tensor, Tensor]:
         """Return every write `[pair, node, pos, d]` and the logits `[pair, vocab]` of runs with nothing cut."""
         writes = torch.zeros(len(embeds), len(self.graph.nodes), *embeds.shape[1:], device=self.device)
-        logits: list[Tensor] = []
 
-        def run(batch: Sequence[int]) -> np.ndarray:
+        def run(batch: Sequence[int]) -> Tensor:
             taken = writes[batch[0] : batch[-1] + 1]
             nothing = taken.new_zeros(1, len(self.graph.nodes), 1, 1)
-            logits.append(self._forward(Pass(taken, nothing, None), batch, 0, embeds[list(batch)]))
-            return np.empty(0)
+            return self._forward(Pass(taken, nothing, None), batch, 0, embeds[list(batch)])
 
-        for batch in _batches(range(len(embeds)), self.batch_size):
-            list(self._splitting(batch, run))
-        return writes, torch.cat(logits)
+        return writes, torch.cat(list(self._batched(range(len(embeds)), run)))
 
     def _in_place(self, corrupted: Tensor, reference: list[int]) -> Tensor:
         """Return what stands in the place of cut writes: `[pair, node, pos, d]`, or `[1, node, 1, d]`."""
@@ -282,7 +278,7 @@ class Machine(ABC):
         mask = torch.cat([examples.mask[rows] for examples in (self.pairs.clean, self.pairs.corrupted)]).to(self.device)
         allowed = _TOLERANCE.get(embed.dtype, 1e-3)
 
-        def uneven(batch: Sequence[int]) -> np.ndarray:
+        def uneven(batch: Sequence[int]) -> bool:
             seen: list[Tensor] = []
 
             class Look(Pass):
@@ -295,42 +291,20 @@ class Machine(ABC):
             self._forward(Look(taken, taken[:1, :, :1].clone(), None), [(*rows, *rows)[at] for at in batch], 0, here)
             rest = torch.stack([each[real] for each in seen])
             size = max(1e-6, float(taken.transpose(1, 2)[real].abs().max()))
-            return np.array([float((rest - rest[:, :1]).abs().max()) > allowed * size])
+            return float((rest - rest[:, :1]).abs().max()) > allowed * size
 
         differs = float((plain - self._clean_logits).abs().max()) > allowed * max(1e-6, float(plain.abs().max()))
-        if differs or any(found.any() for _, found in self._splitting(range(len(embed)), uneven)):
+        if differs or any(self._batched(range(len(embed)), uneven)):
             raise SpecError(
                 f"the residual stream of '{self.subject.name}' is not the sum of what its embedding, heads and MLPs write", field="subject"
             )
 
     def _measured(self, logits: Tensor, rows: Sequence[int]) -> Tensor:
         """Return the metric `[row]` of logits `[row, vocab]`."""
-        clean, (answer, wrong) = self._clean_logits[list(rows)].float(), self._tokens[:, list(rows)]
-        x = logits.float()
-        if self.metric.named_only:
-            named = torch.stack([answer, wrong], dim=1)
-            x, clean, answer, wrong = x.gather(1, named), clean.gather(1, named), torch.zeros_like(answer), torch.ones_like(wrong)
-        return self.metric.measure(x, clean, answer, wrong)
+        rows = list(rows)
+        return measured(self.metric, logits.float(), self._clean_logits[rows].float(), self._tokens[rows])
 
-    def _splitting(self, batch: Sequence[int], work: Work) -> Iterator[tuple[list[int], np.ndarray]]:
-        """Yield the work on a batch, in halves where it does not fit in memory."""
-        try:
-            found = work(batch)
-        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-            if not _is_out_of_memory(error):
-                raise
-            if len(batch) == 1:
-                raise EnvironmentFault(f"not even one run of {self.embeds[0].shape[1]} tokens fits in memory") from error
-        else:
-            yield list(batch), found
-            return
-        yield from self._splitting(batch[: len(batch) // 2], work)
-        yield from self._splitting(batch[len(batch) // 2 :], work)
-
-
-def _batches(items: Sequence[int], size: int) -> Iterator[list[int]]:
-    yield from (list(items[at : at + size]) for at in range(0, len(items), size))
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "allocate memory" in str(error)
+    def _batched(self, items: Sequence[Item], run: Callable[[Sequence[Item]], Ran]) -> Iterator[Ran]:
+        """Yield what `run` makes of batches of runs, in order."""
+        for at in range(0, len(items), self.batch_size):
+            yield from halved(items[at : at + self.batch_size], run, f"run of {self.embeds[0].shape[1]} tokens")

@@ -14,6 +14,7 @@ import numpy as np
 
 from mlinterp.circuits.graph import Graph
 from mlinterp.circuits.machine import Machine
+from mlinterp.progress import Advance, unheard
 
 NOTABLE = 0.1
 """A joint effect below this is not worth a warning."""
@@ -47,12 +48,12 @@ def groups_of(graph: Graph) -> list[Group]:
     return out + [Group(f"into {read.name}", _edges(graph, row=number)) for number, read in enumerate(graph.reads)]
 
 
-def cut_together(machine: Machine, groups: Sequence[Group], rows: Sequence[int]) -> np.ndarray:
-    """Return by how much the metric falls when each group's edges are cut in the whole model, `[group, row]`."""
+def cut_together(machine: Machine, groups: Sequence[Group], rows: Sequence[int], done: Advance = unheard) -> np.ndarray:
+    """Return by how much the metric falls when each group's edges are cut in the whole model, `[group, row]`; `done` is told of groups."""
     without = np.repeat(machine.graph.whole[None], len(groups), axis=0)
     for number, group in enumerate(groups):
         without[number][tuple(group.edges.T)] = False
-    return machine.m_clean[list(rows)] - machine.metrics(without, rows)
+    return machine.m_clean[list(rows)] - machine.metrics(without, rows, done)
 
 
 def hidden(machine: Machine, groups: Sequence[Group], falls: np.ndarray, rows: Sequence[int], estimated: np.ndarray) -> list[Hidden]:

@@ -103,9 +103,9 @@ class TransformerMachine(Machine):
             through.wrote(slice(0, 1), embed[:, None])
         with self._reading(through, first):
             for layer in range(first, len(self._blocks)):
-                stream = self._replay.block(layer, stream, which, 0)
+                stream = self._replay.block(layer, stream, which)
         last = through.read(slice(len(self.graph.reads) - 1, len(self.graph.reads)), stream)[:, 0]
-        return self._parts.logits(self._replay.states(last, which, 0))
+        return self._parts.logits(self._replay.states(last, which))
 
     @contextmanager
     def _reading(self, through: Pass, first: int) -> Iterator[None]:

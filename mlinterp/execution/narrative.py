@@ -70,9 +70,10 @@ def _patches(result: ExperimentResult) -> Sentences:
     joint = {row["places"]: row for row in _rows(result.tables.get("joint"))}
     chosen = [row for row in (joint.get(f"top{variables.get('joint')}"), joint.get("all")) if row is not None and row["effect"] is not None]
     said += [Said(_together(row, gap), "interventional") for row in {row["n_places"]: row for row in chosen}.values()]
-    agreement = result.metrics.get("agreement/correlation")
-    if agreement is not None:
-        told = f"Exact patches of a random sample of places correlate {agreement:.2f} with the estimates."
+    agreement, miss = (result.metrics.get(f"agreement/{name}") for name in ("correlation", "largest_miss"))
+    if agreement is not None and miss is not None:
+        told = f"Exact patches of a random sample of places correlate {agreement:.2f} with the estimates, "
+        told += f"the worst of which is off by {_number(miss)} {gap}."
         said.append(Said(told, "interventional"))
     return said
 

@@ -80,7 +80,9 @@ def check(_spec: Spec, variables: Variables, roles: Collection[str]) -> None:
     refuse_unknown(variables.component, more=(SAE_LATENT,))
     latents = variables.component == SAE_LATENT
     if latents and "sae" not in roles:
-        raise SpecError(f"{SAE_LATENT} needs an SAE", field="inputs.sae", allowed="an SAE, as PATH, @STEP or models:/NAME@ALIAS")
+        raise SpecError(
+            f"{SAE_LATENT} needs an SAE", field="inputs.sae", allowed="`@step` of a study, `latest`, `run:ID` or `models:/NAME@alias`"
+        )
     if "sae" in roles and not latents:
         problem = f"an SAE is of no use to component: {variables.component}"
         raise SpecError(problem, field="inputs.sae", allowed=f"component: {SAE_LATENT}, or leave it out")

@@ -80,6 +80,7 @@ class Sweep:
         latents: how many latents there were; None for other components.
         m_clean: the metric of the clean runs, `[pair]`.
         m_corrupted: that of the corrupted ones.
+        estimated: whether the effects of single places are estimates from gradients; those of joint patches never are.
     """
 
     subject: HookedSubject
@@ -96,6 +97,7 @@ class Sweep:
     m_corrupted: np.ndarray
     others: list[float | None] | None = None
     latents: LatentCount | None = None
+    estimated: bool = False
 
 
 def measure(context: Context) -> Sweep:

@@ -293,7 +293,7 @@ def _warnings(sweep: Sweep, variables: ActivationPatchingVariables) -> list[str]
     found = pair_warnings(sweep.m_clean, sweep.m_corrupted, sweep.metric.name)
     if variables.untrained and sweep.untrained is None:
         found.append(f"there is no untrained control: it is not known how the model of a {sweep.subject.kind} subject is made")
-    found += [_hidden(group) for group in sweep.joints if _hides(group)]
+    found += [_hidden(group, sweep.estimated, variables) for group in sweep.joints if _hides(group)]
     if variables.ablation != "resample":
         found.append(f"ablation: {variables.ablation}: {done_to(sweep, variables)}, which no prompt may ever bring about")
     if sweep.latents is not None and (silent := sweep.latents.asked - sweep.latents.patched):
@@ -309,10 +309,12 @@ def _hides(group: Joint) -> bool:
     return abs(together) >= NOTABLE and group.singles * np.sign(together) < abs(together) / 2
 
 
-def _hidden(group: Joint) -> str:
+def _hidden(group: Joint, estimated: bool, variables: ActivationPatchingVariables) -> str:
     assert group.effect is not None
     together = group.effect.effect.estimate
+    gate = "need each other (an AND)" if variables.direction == "denoise" else "stand in for each other (an OR)"
+    why = f"they may {gate}, or gradients miss what they do" if estimated else f"they {gate}, and single patches hide it"
     return (
         f"the {len(group.cells)} places of {group.name} together have an effect of {together:.3g}; one by one they add up to "
-        f"{group.singles:.3g} (largest {group.largest:.3g}): parallel parts stand in for each other (an OR), and single patches hide it"
+        f"{group.singles:.3g} (largest {group.largest:.3g}): {why}"
     )

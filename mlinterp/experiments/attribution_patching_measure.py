@@ -119,6 +119,7 @@ def measure(context: Context) -> Estimated:
         found.m_source if clean_first else found.m_base,
         None if steps is None else others_of(cells, effects, steps),
         counted(asked, variables, cells),
+        estimated=True,
     )
     return Estimated(sweep, checked, _completeness(found, gaps))
 

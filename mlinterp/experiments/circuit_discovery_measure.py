@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from mlinterp.circuits import declared, transformer
 from mlinterp.circuits.acdc import prune
-from mlinterp.circuits.faithfulness import Judged, faithfulness, judge
+from mlinterp.circuits.faithfulness import Judged, faithfulness, judge, runs_of
 from mlinterp.circuits.graph import Graph
+from mlinterp.circuits.held_out import curve_sizes, split_pairs, tokenised
 from mlinterp.circuits.machine import Machine
 from mlinterp.circuits.redundancy import Group, Hidden, cut_together, groups_of, hidden
 from mlinterp.determinism import numpy_stream
@@ -21,8 +21,7 @@ from mlinterp.interventions.metrics import MetricRegistry
 from mlinterp.interventions.patch_effects import gaps_of
 from mlinterp.subjects.hooked import HookedSubject
 from mlinterp.subjects.huggingface import HuggingFaceSubject
-from mlinterp.subjects.pairs import Pairs, tokenise, tokens_of
-from mlinterp.subjects.pairs_declared import PromptPair, read_pairs
+from mlinterp.subjects.pairs_declared import read_pairs
 
 
 @dataclass(frozen=True)
@@ -98,43 +97,48 @@ def measure(context: Context) -> Found:
     variables: CircuitDiscoveryVariables = context.variables
     metric = MetricRegistry(context.root).get(variables.metric)
     given = read_pairs(variables.pairs, context.root)
-    if len(given) < 2:
-        raise SpecError(
-            "1 prompt pair", field="variables.pairs", allowed="2 or more: the circuit is judged on pairs that did not choose it"
-        )
     subject = context.load_subject()
     if not isinstance(subject, HookedSubject):
         raise SpecError(f"'{subject.name}' is a {subject.kind} subject", field="subject", allowed="one whose hook points are passed once")
-    choosing, judging = _split(len(given), variables.held_out, context.seed)
+    pairs = tokenised(given, subject)
+    choosing, judging = split_pairs(len(given), variables.held_out, context.seed)
     kind, graph = _kind(subject)
-    machine = kind(subject, _pairs(given, subject), graph, metric, variables.ablation, choosing, variables.batch_size)
+    machine = kind(subject, pairs, graph, metric, variables.ablation, choosing, variables.batch_size)
     for rows in (choosing, judging):
-        gaps_of(machine.m_empty[rows], machine.m_clean[rows], metric.name)
+        gaps_of(machine.m_empty[rows], machine.m_clean[rows], metric.name, "the clean run and the one with every edge cut")
 
     search, circuit = _searched(machine, choosing, judging, context)
-    sizes = _sizes(variables.sizes, graph.n_edges)
+    sizes = curve_sizes(variables.sizes, graph.n_edges)
     curve = graph.largest(np.nan_to_num(search.scores) + (0.0 if circuit is None else _KEPT * circuit), sizes)
     chosen_by = faithfulness(machine, curve, choosing)
     reached = True
     if circuit is None:
         tried = sizes if variables.sizes else _grid(graph.n_edges)
         candidates = graph.largest(search.scores, tried)
-        enough = [value is not None and value >= variables.target for value in faithfulness(machine, candidates, choosing)]
+        with context.reporter.task("circuits of each size", len(candidates)) as task:
+            found = faithfulness(machine, candidates, choosing, task.advance)
+        enough = [value is not None and value >= variables.target for value in found]
         reached = any(enough)
         circuit = candidates[enough.index(True) if reached else -1]
     circuit = graph.useful(circuit)
     if variables.ablation == "resample":
         circuit = graph.reached(circuit)
-    *judged, own = judge(
-        machine, [*curve, circuit], judging, variables.random_circuits, variables.threshold, variables.n_bootstrap, context.seed
-    )
+    draws = variables.random_circuits
+    with context.reporter.task("circuits and random ones", runs_of([*curve, circuit], draws)) as task:
+        *judged, own = judge(
+            machine, [*curve, circuit], judging, draws, variables.threshold, variables.n_bootstrap, context.seed, task.advance
+        )
     groups = groups_of(graph)
-    falls = cut_together(machine, groups, judging)
-    chance = [Group(group.name, np.argwhere(graph.random(len(group.edges), context.seed, at))) for at, group in enumerate(groups)]
+    chance = [
+        Group(group.name, np.argwhere(graph.random(len(group.edges), context.seed, at)))
+        for at, group in enumerate(groups[: len(graph.nodes)])
+    ]
     exact, n_largest = _to_cut(graph, search.scores, variables.exact, context.seed)
     # What acdc measured of an edge hangs on what had been cut before it, so it tells nothing of the edge alone.
     estimated = np.zeros(graph.whole.shape) if search.held_out is None else search.held_out
     alone = [Group(graph.edge(*edge), edge[None]) for edge in exact]
+    with context.reporter.task("cuts", len(groups) + len(chance) + len(alone)) as task:
+        falls, null_falls, exact_falls = (cut_together(machine, each, judging, task.advance) for each in (groups, chance, alone))
     return Found(
         machine,
         choosing,
@@ -148,11 +152,11 @@ def measure(context: Context) -> Found:
         own,
         groups,
         falls,
-        cut_together(machine, chance[: len(graph.nodes)], judging),
+        null_falls,
         hidden(machine, groups, falls, judging, estimated),
         exact,
         n_largest,
-        cut_together(machine, alone, judging),
+        exact_falls,
     )
 
 
@@ -160,27 +164,10 @@ _KEPT = 1e9
 """Added to the scores of edges that acdc kept: the curve takes them first."""
 
 
-def _split(n: int, held_out: float, seed: int) -> tuple[list[int], list[int]]:
-    """Return which pairs choose and which judge; at least one each."""
-    n_judging = min(max(1, round(n * held_out)), n - 1)
-    order = numpy_stream(seed, "held_out").permutation(n).tolist()
-    return sorted(order[n_judging:]), sorted(order[:n_judging])
-
-
 def _kind(subject: HookedSubject) -> tuple[type[Machine], Graph]:
     if isinstance(subject, HuggingFaceSubject):
         return transformer.TransformerMachine, transformer.graph_of(subject)
     return declared.DeclaredMachine, declared.graph_of(subject)
-
-
-def _pairs(given: Sequence[PromptPair], subject: HookedSubject) -> Pairs:
-    """Return the pairs as tokens. Raises SpecError for prompts of unequal length: an edge's two writes must stand at one position."""
-    for number, pair in enumerate(given):
-        field = f"variables.pairs[{number}]"
-        clean, corrupted = (len(tokens_of(prompt, subject, field)) for prompt in (pair.clean, pair.corrupted))
-        if clean != corrupted:
-            raise SpecError(f"the prompts have {clean} and {corrupted} tokens", field=field, allowed="prompts of as many tokens")
-    return tokenise(given, subject)
 
 
 def _searched(machine: Machine, choosing: list[int], judging: list[int], context: Context) -> tuple[Search, np.ndarray | None]:
@@ -192,18 +179,13 @@ def _searched(machine: Machine, choosing: list[int], judging: list[int], context
             pruned = prune(machine, choosing, variables.threshold, task)
         return Search(pruned.rises, None, None, pruned.runs), pruned.kept
     steps = variables.ig_steps if variables.method == "eap_ig" else None
-    scores, held_out = machine.edge_scores(choosing, steps), machine.edge_scores(judging, steps)
+    with context.reporter.task("gradients", len(gaps)) as task:
+        scores, held_out = (machine.edge_scores(rows, steps, task.advance) for rows in (choosing, judging))
     completeness = None
     if steps is not None:
         must = float(machine.embedding_gap([*choosing, *judging]).sum())
         completeness = float(scores[:, :, 0].sum() + held_out[:, :, 0].sum()) / must if must else None
     return Search(scores.sum(axis=0) / gaps[choosing].sum(), held_out.sum(axis=0) / gaps[judging].sum(), completeness, None), None
-
-
-def _sizes(asked: list[int] | None, n_edges: int) -> list[int]:
-    """Return the curve's sizes: as asked or 1, 2, 5, 10, …, none larger than the whole graph."""
-    steps = [digit * 10**power for power in range(len(str(n_edges))) for digit in (1, 2, 5)] if asked is None else asked
-    return sorted({min(size, n_edges) for size in steps})
 
 
 def _grid(n_edges: int) -> list[int]:

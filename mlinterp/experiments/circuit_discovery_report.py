@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 
 from mlinterp.circuits.faithfulness import Judged
+from mlinterp.circuits.graph import Node
+from mlinterp.circuits.held_out import seen_before
 from mlinterp.circuits.written import SCHEMA, edges_of, pair_digests
 from mlinterp.determinism import numpy_stream
 from mlinterp.estimates import bounds, record
@@ -20,6 +22,8 @@ from mlinterp.stats import Interval, bootstrap_intervals, bootstrap_ratios
 
 LISTED = 5000
 """Edges in the table, the largest first, besides those that are cut by themselves; `circuit.json` has all of the circuit's."""
+DRAWN = 30
+"""Lines of the drawn circuit."""
 INCOMPLETE = 0.05
 """Error of completeness above which integrated gradients need more steps."""
 _NONE = Interval(float("nan"), float("nan"), float("nan"))
@@ -37,6 +41,7 @@ def report(found: Found, context: Context) -> ExperimentResult:
     write_json(context.workdir / CIRCUIT, _circuit(found, variables))
     exact = _ratios(found, found.exact_falls, variables.n_bootstrap, context.seed)
     _edges(result, found, variables, exact)
+    _drawn(result, found)
     _nodes(result, found, variables, context.seed)
     _curve(result, found, variables)
     _figures(result)
@@ -106,6 +111,29 @@ def _bounded(name: str, interval: Interval) -> dict[str, Any]:
     return {name: interval.estimate, **{f"{name}_{bound}": value for bound, value in bounds(interval).items()}}
 
 
+def _drawn(result: ExperimentResult, found: Found) -> None:
+    """Say the circuit's largest edges node by node, as the figure draws them: a line for all inputs of a head."""
+    graph, scores, lines = found.graph, np.nan_to_num(found.search.scores), dict[tuple[str, str], float]()
+    for read, node in sorted(np.argwhere(found.circuit).tolist(), key=lambda edge: -abs(float(scores[tuple(edge)]))):
+        for end in [_place(graph.nodes[each]) for each in graph.reads[read].feeds] or ["logits"]:
+            lines.setdefault((_place(graph.nodes[node]), end), float(scores[read, node]))
+    order = {name: number for number, name in enumerate((*map(_place, graph.nodes), "logits"))}
+    largest = sorted(list(lines.items())[:DRAWN], key=lambda line: (order[line[0][1]], order[line[0][0]]))
+    rows = [{"from": one, "to": other, "score": score} for (one, other), score in largest]
+    about = (
+        f"The circuit's largest edges as drawn, {len(rows)} of {len(lines)} between two nodes; of several inputs of a head the largest "
+        "(score: as in the table of edges)."
+    )
+    result.add_table("drawn_edges", rows, ["from", "to", "score"], description=about)
+
+
+def _place(node: Node) -> str:
+    """Return a node's name in the figure, where heads of one layer share a column."""
+    if node.kind == "embed":
+        return "embed"
+    return f"mlp {node.layer}" if node.head is None else f"L{node.layer}/h{node.head}"
+
+
 def _nodes(result: ExperimentResult, found: Found, variables: CircuitDiscoveryVariables, seed: int) -> None:
     graph = found.graph
     own, null = found.falls[: len(graph.nodes)], found.null_falls
@@ -173,6 +201,8 @@ def _intervals(effect: CellEffect | None) -> tuple[Interval, Interval, Interval]
 
 
 def _figures(result: ExperimentResult) -> None:
+    title = "The circuit: which part reads what which other writes (shares of the gap)"
+    result.figures.append(Figure(name="circuit", table="drawn_edges", kind="graph", x="from", series="to", y=["score"], title=title))
     edges: dict[str, Any] = {"kind": "line", "x": "n_edges", "x_label": "edges of the circuit", "log_x": True}
     for name, title in (
         ("faithfulness", "What circuits restore of the behaviour, on held-out prompts"),
@@ -288,7 +318,7 @@ def _ratios(found: Found, falls: np.ndarray, n_bootstrap: int, seed: int) -> lis
 
 
 def _warnings(found: Found, variables: CircuitDiscoveryVariables) -> list[str]:
-    said, n = [], len(found.judging)
+    n, said = len(found.judging), seen_before(found.machine.pairs, found.choosing, found.judging)
     if n == 1:
         said.append("1 held-out pair: nothing has an interval or a p value")
     elif n < 20:

@@ -113,4 +113,5 @@ EXPERIMENT = Experiment(
     },
     headlines=("circuit/null_faithfulness", "circuit/faithfulness", "circuit/adjusted_faithfulness"),
     frontiers=(("circuit/n_latents", "circuit/faithfulness"),),
+    ranking=("nodes", "score"),
 )

@@ -20,6 +20,8 @@ LISTED = 48
 SHOWN = 12
 """Paths in the figure of the largest ones."""
 ARROW = " → "
+SHADES = {"adjusted": "less random directions", "effect": "as measured"}
+"""What the heatmaps show, with what their titles say of it."""
 
 
 def report(found: Paths, variables: PathPatchingVariables, seed: int) -> ExperimentResult:
@@ -77,6 +79,12 @@ def _tables(result: ExperimentResult, found: Paths, variables: PathPatchingVaria
         row |= effect_columns(effect) | ({} if found.untrained is None else {"untrained": found.untrained[at]})
         rows.append(row)
     result.add_table("paths", rows, description=about)
+    if found.cells[0].position is None:
+        measured = {(row["sender"], row["receiver"]): row for row in rows}
+        ends = [(_short(group), _short(to)) for group in found.senders for to in found.receivers]
+        grid = [{"sender": one, "receiver": to, **{name: measured.get((one, to), {}).get(name) for name in SHADES}} for one, to in ends]
+        about = "Every sender with every receiver, in order, as the heatmaps show them; empty where there is no path."
+        result.add_table("grid", grid, description=about)
     top = [{"path": _full_name(found, cell), **effect_columns(effect)} for cell, effect in ranked[:SHOWN] if effect.adjusted.estimate]
     result.add_table("largest", top, description="The paths with the largest adjusted effect, and steps as long in random directions.")
     prompts = pair_rows(found.subject, found.pairs, found.m_clean, found.m_corrupted)
@@ -86,9 +94,10 @@ def _tables(result: ExperimentResult, found: Paths, variables: PathPatchingVaria
 def _figures(result: ExperimentResult, found: Paths) -> None:
     swept = found.cells[0].position is not None
     x, rows, label = ("position", "path", "position and token") if swept else ("receiver", "sender", "receiver")
-    for value, words in (("adjusted", "less random directions"), ("effect", "as measured")):
+    table = "paths" if swept else "grid"
+    for value, words in SHADES.items():
         title = f"What a path carries of the {found.metric.name} gap, {words}"
-        figure = Figure(name=f"{value}_by_{x}", table="paths", kind="heatmap", x=x, y=[value], series=rows, title=title)
+        figure = Figure(name=f"{value}_by_{x}", table=table, kind="heatmap", x=x, y=[value], series=rows, title=title)
         result.figures.append(figure.model_copy(update={"x_label": label, "y_label": rows, "value_label": "share of the gap"}))
     result.figures.append(
         Figure(

@@ -74,7 +74,7 @@ def read_clean(subject: Subject, pairs: list[PromptPair] | str, root: Path | Non
 
 
 def warnings_of(n: int) -> list[str]:
-    """Return what is to be said where only `n` examples were read: a bootstrap of few of them is too narrow."""
+    """Return what is to be said where only `n` examples were read."""
     if n == 1:
         return ["1 example: nothing has an interval or a p value, and what is found may be about this one alone"]
     return [f"{n} examples: intervals and p values are coarse"] if n < 20 else []

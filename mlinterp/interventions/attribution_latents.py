@@ -9,7 +9,7 @@ Integrated gradients go from the base run's activations to those in which all la
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -23,6 +23,7 @@ from mlinterp.interventions.patch_latents import LatentSteps, latent_steps
 from mlinterp.interventions.patch_names import Ablation
 from mlinterp.interventions.patch_places import Places
 from mlinterp.interventions.patching import Direction
+from mlinterp.progress import Advance, unheard
 from mlinterp.sae.model import SAE
 from mlinterp.subjects.base import Address, Examples
 from mlinterp.subjects.hooked import HookedSubject
@@ -85,7 +86,7 @@ def latent_slopes(
     latents: Sequence[int] | None = None,
     ig_steps: int = 0,
     batch_size: int = 256,
-    done: Callable[[float], None] = lambda _: None,
+    done: Advance = unheard,
 ) -> LatentSlopes:
     """Return the slope of every latent in every pair.
 

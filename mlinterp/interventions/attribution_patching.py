@@ -17,7 +17,7 @@ Each pair's numbers depend on nothing but the pair.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -33,6 +33,7 @@ from mlinterp.interventions.patch_places import Places
 from mlinterp.interventions.patch_stand_ins import mean_at_positions, patched_positions, sums_at_positions
 from mlinterp.interventions.patching import Direction
 from mlinterp.interventions.replay import anatomy
+from mlinterp.progress import Advance, unheard
 from mlinterp.subjects.base import Address, Examples, Tap
 from mlinterp.subjects.hooked import HookedSubject
 from mlinterp.subjects.pairs import Pairs, answer_columns
@@ -91,7 +92,7 @@ def slopes(
     batch_size: int = 256,
     ablation: Ablation = "resample",
     steps: Mapping[int, Tensor] | None = None,
-    done: Callable[[float], None] = lambda _: None,
+    done: Advance = unheard,
 ) -> Slopes:
     """Return the slope of every place of a component in every pair.
 

@@ -69,7 +69,7 @@ def halved(items: Sequence[Item], run: Callable[[Sequence[Item]], Found], what: 
     try:
         found = run(items)
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "allocate memory" not in str(error):
+        if not is_out_of_memory(error):
             raise
         if len(items) == 1:
             raise EnvironmentFault(f"not even one {what} fits in memory") from error
@@ -79,3 +79,8 @@ def halved(items: Sequence[Item], run: Callable[[Sequence[Item]], Found], what: 
     middle = len(items) // 2
     yield from halved(items[:middle], run, what)
     yield from halved(items[middle:], run, what)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that something did not fit in memory."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "allocate memory" in str(error)

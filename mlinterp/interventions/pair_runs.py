@@ -84,7 +84,7 @@ class PairRuns:
         if self._anatomy is None:
             return self._read_plainly(part)
         made, above = self._record(part), self._places.on_stream
-        states = made.states(made.streams[-1], torch.arange(len(part), device=made.logits.device), 0)
+        states = made.states(made.streams[-1], torch.arange(len(part), device=made.logits.device))
         if above is None:
             activations = {layer: made.seen[site] for layer, site in self._places.sites.items()}
         else:

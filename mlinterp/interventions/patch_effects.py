@@ -7,9 +7,10 @@ under norm-matched random directions at the same place:
 
 A ratio of sums is defined as long as the runs differ on average; a mean of ratios is at the mercy of the pair whose runs differ least.
 Resamples draw whole pairs, the same for every cell, and compare with one draw of the null, chosen at random: the intervals cover single
-draws. They are stretched as few pairs need it (`stats.few_units`). `p` is the larger of two: sign flips over pairs of d minus the mean d', both counted towards the source run (is it there in more than
-a few pairs?), and the single-case t test against the draws (is it larger than what any change of that size does?), which has more degrees
-of freedom where every pair has random directions of its own than where a draw is the same for all pairs, such as another neuron.
+draws. They are stretched as far as few pairs ask for (`stats.few_units`). `p` is the larger of two: sign flips over pairs of d minus the
+mean d', both counted towards the source run (is it there in more than a few pairs?), and the single-case t test against the draws (is it
+larger than what any change of that size does?), which has more degrees of freedom where every pair has random directions of its own than
+where a draw is the same for all pairs, such as another neuron.
 """
 
 from __future__ import annotations
@@ -54,9 +55,7 @@ def gaps_of(m_base: np.ndarray, m_source: np.ndarray, metric: str, runs: str = "
         raise ExperimentError(f"{metric} is undefined for a prompt that nobody patched")
     gaps = m_source - m_base
     if abs(gaps.mean()) <= NEGLIGIBLE * max(1.0, float(np.abs([m_base, m_source]).max())):
-        raise ExperimentError(
-            f"{runs} have the same mean {metric} ({m_base.mean():.6g}): there is nothing that a patch could carry"
-        )
+        raise ExperimentError(f"{runs} have the same mean {metric} ({m_base.mean():.6g}): there is nothing that a patch could carry")
     return gaps
 
 

@@ -34,7 +34,7 @@ from mlinterp.interventions.patch_names import Ablation
 from mlinterp.interventions.patch_places import Places
 from mlinterp.interventions.patch_stand_ins import stand_in
 from mlinterp.interventions.replay import Replay, anatomy
-from mlinterp.progress import Task
+from mlinterp.progress import Task, unheard
 from mlinterp.subjects.base import Address
 from mlinterp.subjects.hooked import HookedSubject
 from mlinterp.subjects.pairs import Pairs
@@ -167,7 +167,7 @@ class Patcher:
             job = self._job(number, patch, changed)
             if job is not None:
                 jobs.append(job)
-        advance = task.advance if task else _nobody
+        advance = task.advance if task else unheard
         advance(len(patches) - len(jobs))
         what = f"patch of {self._base_examples.inputs.shape[1]} tokens"
         with torch.no_grad():
@@ -349,7 +349,3 @@ class Patcher:
             return self.metric.measure(logits, clean, *tokens.unbind(dim=1))
         first, second = torch.zeros_like(pairs), torch.ones_like(pairs)
         return self.metric.measure(logits if named else logits.gather(1, tokens), clean.gather(1, tokens), first, second)
-
-
-def _nobody(_amount: float) -> None:
-    """Tell nobody of progress."""

@@ -15,7 +15,7 @@ How models are run is in `path_patching_runs`. A path on which nothing differs i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -26,7 +26,8 @@ from mlinterp.interventions.attribution_runs import halved, measured, tokens_ask
 from mlinterp.interventions.metrics import Metric
 from mlinterp.interventions.patching import Direction
 from mlinterp.interventions.path_patching_names import Receiver, Sender
-from mlinterp.interventions.path_patching_runs import runs_of
+from mlinterp.interventions.path_patching_runs import PartedRuns
+from mlinterp.progress import Advance, unheard
 from mlinterp.subjects.hooked import HookedSubject
 from mlinterp.subjects.pairs import Pairs
 
@@ -68,7 +69,7 @@ class PathPatcher:
         self._tokens = tokens_asked(pairs, metric, self.device)
         base, source = (pairs.corrupted, pairs.clean) if direction == "denoise" else (pairs.clean, pairs.corrupted)
         with torch.no_grad():
-            self.runs = next(halved([pairs], lambda _: runs_of(subject, base, source), f"recording of {len(pairs)} pairs"))
+            self.runs = PartedRuns(subject, base, source)
             self._clean = self.runs.ends(None)[1 if direction == "denoise" else 0]
             self._named = metric.named_only and self._clean.shape[1] > 2
             ends = [self._measured(logits, range(len(pairs))) for logits in self.runs.ends(self._tokens if self._named else None)]
@@ -98,7 +99,7 @@ class PathPatcher:
         paths: Sequence[Path],
         receivers: Sequence[Receiver],
         written: Sequence[Written],
-        done: Callable[[float], None] = lambda _: None,
+        done: Advance = unheard,
     ) -> np.ndarray:
         """Return the metric under each path to a group of receivers, float64 `[path]`.
 
@@ -115,12 +116,18 @@ class PathPatcher:
             if any(place < last and bool(step[path.pair, at].any()) for place, step in written[path.senders]):
                 jobs.append((number, path))
         done(len(paths) - len(jobs))
-        for start in range(0, len(jobs), self.batch_size):
-            batch = jobs[start : start + self.batch_size]
+        for batch in self._batches(jobs):
             found = [each.double().cpu().numpy() for each in halved(batch, lambda some: self._run(some, receivers, written), "path")]
             values[[number for number, _ in batch]] = np.concatenate(found)
             done(len(batch))
         return values
+
+    def _batches(self, jobs: Sequence[tuple[int, Path]]) -> Iterator[Sequence[tuple[int, Path]]]:
+        """Yield batches of paths whose pairs' runs are held together."""
+        for part in self.runs.parts:
+            here = [job for job in jobs if job[1].pair in part]
+            for start in range(0, len(here), self.batch_size):
+                yield here[start : start + self.batch_size]
 
     @torch.no_grad()
     def _run(self, jobs: Sequence[tuple[int, Path]], receivers: Sequence[Receiver], written: Sequence[Written]) -> Tensor:

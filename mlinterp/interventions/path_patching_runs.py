@@ -9,11 +9,13 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from mlinterp.errors import SpecError
+from mlinterp.interventions.attribution_runs import halved
 from mlinterp.interventions.path_patching_names import Receiver, Sender
 from mlinterp.interventions.path_patching_parts import Parts
 from mlinterp.interventions.replay import Replay
@@ -114,7 +116,7 @@ class ReplayedRuns(Runs):
         stream = self._base.streams[first][rows]
         for layer in range(first, self._n_layers):
             here = by_layer.get(layer)
-            stream = self._base.block(layer, stream, rows, 0) if here is None else self._block(layer, stream, rows, here, added)
+            stream = self._base.block(layer, stream, rows) if here is None else self._block(layer, stream, rows, here, added)
         if self._n_layers in by_layer:
             stream = stream + added(math.inf)
         return self._logits(self._base, stream, rows, tokens)
@@ -133,7 +135,7 @@ class ReplayedRuns(Runs):
         to_mlp = None if mlp is None else added(self.reading(mlp))
         n, groups = len(stream), 1 + len(heads)
         with self._parts.reading(layer, n, heads, to_heads, to_mlp):
-            return self._base.block(layer, stream.repeat(groups, 1, 1), rows.repeat(groups), 0)[:n]
+            return self._base.block(layer, stream.repeat(groups, 1, 1), rows.repeat(groups))[:n]
 
     def _other(self, sender: Sender) -> Tensor:
         """Return what the embedding or an MLP adds more in the source run."""
@@ -162,7 +164,7 @@ class ReplayedRuns(Runs):
 
     def _logits(self, run: Replay, stream: Tensor, rows: Tensor, tokens: Tensor | None) -> Tensor:
         """Return the logits of what the final norm reads, `[row, pos, d]`."""
-        states = run.states(stream, rows, 0)
+        states = run.states(stream, rows)
         return self._parts.anatomy.logits(states) if tokens is None else self._parts.anatomy.logits_of(states, tokens)
 
 
@@ -232,6 +234,48 @@ class DeclaredRuns(Runs):
         return (logits if tokens is None else logits.gather(1, tokens)).float()
 
 
-def runs_of(subject: HookedSubject, base: Examples, source: Examples) -> Runs:
-    """Return both runs of every pair. Raises SpecError, naming the subject, where its readers and writers are not known."""
-    return (ReplayedRuns if isinstance(subject, HuggingFaceSubject) else DeclaredRuns)(subject, base, source)
+class PartedRuns(Runs):
+    """Those of pairs of which only one part's are held at a time: all together where they fit in memory, else halves, and so on.
+
+    Where there are several parts, one is made again when it is asked for. Raises SpecError, naming the subject, where its readers and
+    writers are not known, and EnvironmentFault where not even one pair's runs fit.
+
+    Attributes:
+        parts: the pairs whose runs are held together, in order.
+    """
+
+    def __init__(self, subject: HookedSubject, base: Examples, source: Examples) -> None:
+        self._make: Callable[[Examples, Examples], Runs] = partial(
+            ReplayedRuns if isinstance(subject, HuggingFaceSubject) else DeclaredRuns, subject
+        )
+        self._base, self._source, self._held = base, source, dict[range, Runs]()
+        read = list(halved(range(len(base)), self._read, f"pair of prompts of {base.inputs.shape[1]} tokens"))
+        self.parts = [part for part, _ in read]
+        self.example = torch.cat([example for _, example in read])
+        runs = self._of(self.parts[-1])
+        self.senders, self.receivers, self.parallel, self.causal = runs.senders, runs.receivers, runs.parallel, runs.causal
+
+    def difference(self, senders: Sequence[Sender]) -> Tensor:
+        """Return what senders at one place add more in the source run."""
+        return torch.cat([self._of(part).difference(senders) for part in self.parts])
+
+    def ends(self, tokens: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return the logits of the base and the source run."""
+        found = [self._of(part).ends(None if tokens is None else tokens[list(part)]) for part in self.parts]
+        return torch.cat([base for base, _ in found]), torch.cat([source for _, source in found])
+
+    def patched(self, rows: Tensor, receivers: Sequence[Receiver], added: Added, tokens: Tensor | None) -> Tensor:
+        """Return the logits of base runs, all of one part, in which some receivers read more."""
+        part = next(part for part in self.parts if int(rows[0]) in part)
+        return self._of(part).patched(rows - part.start, receivers, added, tokens)
+
+    def _read(self, part: Sequence[int]) -> tuple[range, Tensor]:
+        here = range(part[0], part[-1] + 1)
+        return here, self._of(here).example
+
+    def _of(self, part: range) -> Runs:
+        if part not in self._held:
+            self._held.clear()
+            base, source = (each.take(part) for each in (self._base, self._source))
+            self._held[part] = self._make(*(Examples(each.ids, each.inputs, each.targets, each.mask) for each in (base, source)))
+        return self._held[part]

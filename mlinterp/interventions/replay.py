@@ -1,10 +1,10 @@
-"""Running a transformer from one of its blocks on, at its last positions alone, and reading its answer.
+"""Running a transformer from one of its blocks on, and reading its answer.
 
 One forward pass over a batch records what every block is called with. From then on
 
 1. any block can be called again on any rows of the batch, with a stream of its own: what lies below is not computed again;
-2. in a model that reads from left to right, positions before the first edited one are what they were, so only later positions are
-   computed: they attend to the recorded keys and values of the earlier ones;
+2. in a model that reads from left to right, positions before the first edited one are what they were, so that their recorded keys and
+   values are enough (`packed`);
 3. the final norm and the unembedding run at the answer position alone, and for a metric that reads two tokens, on two rows of the
    unembedding.
 
@@ -107,18 +107,8 @@ class Taker(Recorder):
         raise Taken
 
 
-class _Earlier:
-    """Puts keys and values of earlier positions before those of a block's call."""
-
-    def __init__(self, keys: Tensor, values: Tensor) -> None:
-        self.keys, self.values = keys, values
-
-    def update(self, keys: Tensor, values: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        return torch.cat([self.keys, keys], dim=2), torch.cat([self.values, values], dim=2)
-
-
 class Replay:
-    """One batch's forward pass, recorded so that it can be entered at any block and position.
+    """One batch's forward pass, recorded so that it can be entered at any block.
 
     Attributes:
         anatomy: the model's parts.
@@ -176,34 +166,25 @@ class Replay:
         """Blocks."""
         return len(self.anatomy.blocks)
 
-    def block(self, layer: int, stream: Tensor, rows: Tensor, start: int) -> Tensor:
-        """Call a block on rows of the batch, at positions from `start` on.
+    def block(self, layer: int, stream: Tensor, rows: Tensor) -> Tensor:
+        """Call a block on rows of the batch, int64 `[n]`, that read a stream `[n, pos, d]`."""
+        return self.run(layer, stream, {name: self._of(name, value, rows) for name, value in self.calls[layer].items()}, None)
 
-        Args:
-            layer: number of the block.
-            stream: what it reads there, `[n, at most pos - start, d]`.
-            rows: which row of the batch each is, int64 `[n]`.
-            start: everything before is as recorded.
-        """
-        return self._call(layer, stream, rows, start, self._before(layer, rows, start))
-
-    def states(self, stream: Tensor, rows: Tensor, start: int) -> Tensor:
-        """Return what the final norm reads at the answer positions, `[n, d]`, of the last stream `[n, pos - start, d]`."""
-        return stream[torch.arange(len(rows), device=rows.device), self.answer_at[rows] - start]
+    def states(self, stream: Tensor, rows: Tensor) -> Tensor:
+        """Return what the final norm reads at the answer positions, `[n, d]`, of rows whose last stream is `[n, pos, d]`."""
+        return stream[torch.arange(len(rows), device=rows.device), self.answer_at[rows]]
 
     def holds(self) -> bool:
-        """Whether blocks that are called again give their recorded output back, from a position in the middle, and the head the logits."""
+        """Whether blocks that are called again give their recorded output back, and the head the logits."""
         if len(self.calls) != self.n_layers or len(self.streams) != self.n_layers + 1:
             return False
-        middle = int(self.answer_at.min()) // 2
         for layer in {0, min(1, self.n_layers - 1), self.n_layers - 1}:
             if not len(self.recorded[layer].keys):
                 return False
-            made = self.block(layer, self.streams[layer][:, middle:], self._everyone, middle)
-            real = self._real[:, middle:]
-            if not agree(made[real], self.streams[layer + 1][:, middle:][real]):
+            made = self.block(layer, self.streams[layer], self._everyone)
+            if not agree(made[self._real], self.streams[layer + 1][self._real]):
                 return False
-        states = self.states(self.streams[-1], self._everyone, 0)
+        states = self.states(self.streams[-1], self._everyone)
         return agree(self.anatomy.logits(states), self.logits, states.dtype)
 
     def _answers_alone(self, _head: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -229,40 +210,18 @@ class Replay:
         if not len(self.recorded[-1].keys):
             self.projected[len(self.recorded) - 1].append(Projected(module, output))
 
-    def _before(self, layer: int, rows: Tensor, start: int) -> _Earlier | None:
-        """Return the recorded keys and values of what comes before a position; None where nothing does."""
-        recorded = self.recorded[layer]
-        return _Earlier(recorded.keys[rows, :, :start], recorded.values[rows, :, :start]) if start else None
-
-    def _call(self, layer: int, stream: Tensor, rows: Tensor, start: int, cache: Any) -> Tensor:
-        span = slice(start, start + stream.shape[1])
-        given = {name: self._part(name, value, rows, span) for name, value in self.calls[layer].items()}
-        return self.run(layer, stream, given, cache)
-
     def run(self, layer: int, stream: Tensor, given: dict[str, Any], cache: Any) -> Tensor:
         """Call a block with arguments of one's own, and a cache that is handed its keys and values."""
         with _fused(self.anatomy.blocks[layer]):
             made = self.anatomy.blocks[layer](stream, **{**given, self._cache_name: cache})
         return made[0] if isinstance(made, tuple) else made
 
-    def _part(self, name: str, value: Any, rows: Tensor, span: slice) -> Any:
-        """Return what a block's argument is for some rows and positions."""
-        if name == "attention_mask":
-            return self._mask(value, rows, span)
+    def _of(self, name: str, value: Any, rows: Tensor) -> Any:
+        """Return what a block's argument is for some rows."""
         if isinstance(value, tuple):
-            return tuple(self._part(name, item, rows, span) for item in value)
-        if isinstance(value, Tensor) and value.ndim >= 2 and value.shape[1] == self._real.shape[1]:
-            return (value if len(value) == 1 else value[rows])[:, span]
-        return value
-
-    def _mask(self, mask: Tensor | None, rows: Tensor, span: slice) -> Tensor | None:
-        """Return who may look at whom, for queries at some positions; without a mask everyone looks at all that came before."""
-        if mask is not None:
-            return (mask if len(mask) == 1 else mask[rows])[:, :, span, : span.stop]
-        if not span.start:
-            return None
-        length = self._real.shape[1]
-        return torch.ones(length, length, dtype=torch.bool, device=rows.device).tril()[None, None, span, : span.stop]
+            return tuple(self._of(name, item, rows) for item in value)
+        by_row = isinstance(value, Tensor) and value.ndim >= 2 and (name == "attention_mask" or value.shape[1] == self.length)
+        return value[rows] if by_row and len(value) > 1 else value
 
 
 @contextmanager

@@ -5,6 +5,7 @@ Names that share what stands before their first `/` share a column, under that a
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -74,8 +75,14 @@ def _heading(name: str) -> str:
 
 
 def _ordered(figure: Figure, names: list[str], links: set[tuple[str, str]]) -> list[str]:
-    """Return the columns so that every line leads to a later one; those that nothing orders stay as they came."""
+    """Return the columns so that every line leads to a later one.
+
+    Those that no line orders go by the numbers in their headings, as layers do, else as they came; an end without a number is last.
+    """
+    lead_on = {one for one, _ in links}
     waiting, found = list(dict.fromkeys(_heading(name) for name in names)), list[str]()
+    numbered = {one: [int(number) for number in re.findall(r"\d+", one)] for one in waiting}
+    waiting.sort(key=lambda one: (not numbered[one] and one not in lead_on, numbered[one]))
     while waiting:
         free = [one for one in waiting if not any(other in waiting for other, to in links if to == one)]
         if not free:

@@ -42,8 +42,7 @@ class PromptPair(Frozen):
 
 
 PairsVariable = (
-    Annotated[list[PromptPair], Field(min_length=1, max_length=MAX_PAIRS)]
-    | Annotated[str, StringConstraints(min_length=1, max_length=300)]
+    Annotated[list[PromptPair], Field(min_length=1, max_length=MAX_PAIRS)] | Annotated[str, StringConstraints(min_length=1, max_length=300)]
 )
 """What a spec's `pairs` may be: the pairs, or a `.jsonl` file of the project that holds one a line."""
 

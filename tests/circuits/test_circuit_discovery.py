@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from bars import Bars
 from gates import Gate, both, either, gates, weighted
 from prompts import BERT, CAUSAL, random_pairs, transformer
 from watched import watch
 
 from mlinterp.errors import ExperimentError, SpecError
 from mlinterp.experiments import catalog
-from mlinterp.experiments.base import Experiment
+from mlinterp.experiments.base import Context, Experiment
 from mlinterp.reports.plots import draw
 from mlinterp.result import ExperimentResult
 from mlinterp.spec import Spec
@@ -151,9 +152,52 @@ def test_integrated_gradients_say_how_complete_they_are_and_how_well_they_agree_
     assert fine.metrics["scores/largest_miss"] > 0
 
 
+@pytest.mark.parametrize(
+    ("method", "names"),
+    [
+        ("eap_ig", ["gradients", "circuits of each size", "circuits and random ones", "cuts"]),
+        ("acdc", ["edges", "circuits and random ones", "cuts"]),
+    ],
+)
+def test_every_long_part_of_the_work_has_a_bar_that_ends_where_it_said(tmp_path, method, names):
+    spec = Spec(type="circuit_discovery", subject="gates", variables={"pairs": PAIRS, "method": method, "batch_size": 4})
+    bars, experiment = Bars(), catalog.find("circuit_discovery")
+    experiment.run(Context(spec, catalog.typed_variables(spec), tmp_path, lambda: gates(*AND, out=5), reporter=bars))
+    assert list(bars.asked) == names
+    assert dict(bars.told) == pytest.approx(bars.asked)
+
+
+def test_held_out_pairs_that_also_choose_are_warned_of(tmp_path):
+    said = run(gates(*AND, out=5), tmp_path / "again", pairs=bits((7, 0), (7, 0))).diagnostics.warnings
+    assert "1 of 1 held-out pairs are among those that choose the circuit, word for word: they judge it by nothing new" in said
+    new = run(gates(*AND, out=5), tmp_path / "new", pairs=bits((7, 0), (3, 4))).diagnostics.warnings
+    assert not [text for text in new if "word for word" in text]
+
+
+def test_a_behaviour_that_no_edge_carries_has_no_circuit(tmp_path):
+    with pytest.raises(ExperimentError, match="the clean run and the one with every edge cut have the same mean logit_diff"):
+        run(gates(*AND, out=6), tmp_path, ablation="zero")
+
+
+def test_the_drawn_circuit_is_the_found_one_node_by_node_in_the_order_of_a_forward_pass(subject, tmp_path):
+    result = run(subject, tmp_path / "llama", pairs=text_pairs(subject), ig_steps=3)
+    drawn = {(row["from"], row["to"]): row["score"] for row in result.tables["drawn_edges"].rows}
+    listed = [edge for edge in result.tables["edges"].rows if edge["in_circuit"]]
+    assert 0 < len(drawn) <= 30
+    assert max(map(abs, drawn.values())) == pytest.approx(max(abs(edge["score"]) for edge in listed))
+    rows = run(gates(*AND, out=5), tmp_path / "and").tables["drawn_edges"].rows
+    assert [(row["from"], row["to"]) for row in rows] == [
+        ("embed", "mlp 0"),
+        ("embed", "mlp 1"),
+        ("mlp 0", "mlp 2"),
+        ("mlp 1", "mlp 2"),
+        ("mlp 2", "logits"),
+    ]
+
+
 def test_every_figure_can_be_drawn(subject, tmp_path):
     result = run(subject, tmp_path, pairs=text_pairs(subject), ig_steps=3)
-    assert [figure.name for figure in result.figures] == ["faithfulness", "completeness", "minimality", "nodes"]
+    assert [figure.name for figure in result.figures] == ["circuit", "faithfulness", "completeness", "minimality", "nodes"]
     for figure in result.figures:
         assert draw(figure, result.tables[figure.table])
 
@@ -162,6 +206,28 @@ def test_a_gradient_that_vanishes_in_the_clean_run_is_refused_where_it_would_be_
     assert "the gradient of kl is zero in the clean run" in refused(method="eap", metric="kl")
     result = run(subject, tmp_path, pairs=text_pairs(subject), method="eap_ig", metric="kl", ig_steps=4)
     assert result.metrics["circuit/n_edges"] > 0
+
+
+def run_by(folder: Path, metric: str, method: str) -> ExperimentResult:
+    """Run on an AND gate, judged by a project's own metric `own` of the logits x and the answer."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "m.py").write_text(f"def own(x, clean, answer, wrong):\n    return {metric}\n")
+    spec = Spec(type="circuit_discovery", subject="gates", variables={"pairs": PAIRS, "metric": "m.py:own", "method": method})
+    experiment = catalog.find("circuit_discovery")
+    return experiment.run(Context(spec, catalog.typed_variables(spec), folder, lambda: gates(*AND, out=5), root=folder))
+
+
+def test_a_metric_without_a_gradient_is_refused_where_a_gradient_is_needed_and_searched_by_acdc(tmp_path):
+    step = "(x.argmax(dim=1) == answer).float()"
+    for method in ("eap", "eap_ig"):
+        with pytest.raises(SpecError, match=r"m\.py:own has no gradient; method: acdc, or a metric made of differentiable steps"):
+            run_by(tmp_path / method, step, method)
+    assert run_by(tmp_path / "acdc", step, "acdc").metrics["circuit/faithfulness"] == 1.0
+
+
+def test_a_gradient_that_is_not_finite_is_refused(tmp_path):
+    with pytest.raises(ExperimentError, match=r"m\.py:own has no finite gradient"):
+        run_by(tmp_path, "x[:, 1] + (0 * x[:, 1]).sqrt()", "eap_ig")
 
 
 def test_what_cannot_be_asked_is_refused_before_anything_runs():

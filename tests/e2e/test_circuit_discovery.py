@@ -42,7 +42,8 @@ def test_a_circuit_search_is_a_run_whose_circuit_is_a_file_that_path_patching_ta
     circuit = json.loads((artifacts / "circuit.json").read_text())
     assert (circuit["method"], circuit["ablation"]) == ("eap_ig", "resample")
     assert run.data.metrics["circuit/n_edges"] == len(circuit["edges"]) > 0
-    assert sorted(path.name for path in artifacts.rglob("*.png")) == ["completeness.png", "faithfulness.png", "minimality.png", "nodes.png"]
+    pictures = ["circuit.png", "completeness.png", "faithfulness.png", "minimality.png", "nodes.png"]
+    assert sorted(path.name for path in artifacts.rglob("*.png")) == pictures
     assert {"edges.json", "nodes.json", "curve.json"} <= {path.name for path in artifacts.rglob("*.json")}
     asked = {"pairs": "pairs.jsonl", "n_bootstrap": 200, "controls": 2, "untrained": False}
     paths = {"type": "path_patching", "subject": "toy", "inputs": {"circuit": f"run:{summary.run_id}"}, "variables": asked}

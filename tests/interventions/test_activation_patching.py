@@ -80,7 +80,9 @@ def test_single_patches_of_an_or_gate_show_nothing_and_the_joint_patch_says_so()
     joint = {row["places"]: row for row in result.tables["joint"].rows}
     assert joint["all"]["effect"] == 1.0
     assert joint["all"]["sum_of_singles"] == 0.0
-    assert any("2 places of all together have an effect of 1; one by one they add up to 0" in text for text in result.diagnostics.warnings)
+    (warning,) = [text for text in result.diagnostics.warnings if "places of all" in text]
+    assert warning.startswith("the 2 places of all together have an effect of 1; one by one they add up to 0")
+    assert warning.endswith("they stand in for each other (an OR), and single patches hide it")
     assert result.metrics["joint_effect/layer0"] == 1.0
 
 
@@ -94,7 +96,7 @@ def test_gates_whose_parts_show_alone_are_not_warned_of(kind, direction, single)
 def test_single_denoising_patches_of_an_and_gate_hide_it_too():
     result = patch(gate("and"), pairs=gate_pairs(), component="attn_head", untrained=False)
     assert heads(result) == [0.0, 0.0]
-    assert any("parallel parts" in text for text in result.diagnostics.warnings)
+    assert any("add up to 0 (largest 0): they need each other (an AND)" in text for text in result.diagnostics.warnings)
 
 
 def test_the_default_component_moves_and_the_last_layer_restores_everything(subject, pairs):
@@ -200,12 +202,18 @@ def test_what_does_not_exist_is_refused_by_name(subject, pairs, variables, messa
         ({"layers": [1, 1]}, "must name each once"),
         ({"positions": []}, "must name at least one"),
         ({"controls": 1}, "greater than or equal to 2"),
-        ({"pairs": "pairs.txt"}, "pattern"),
     ],
 )
 def test_contradictory_variables_are_refused_before_anything_runs(pairs, variables, message):
     with pytest.raises(ValueError, match=message):
         EXPERIMENT.Variables.model_validate({"pairs": pairs, **variables})
+
+
+@pytest.mark.parametrize("name", ["pairs.txt", "pairs.json", "pairs"])
+def test_a_file_of_pairs_of_another_kind_is_refused_by_its_name_before_anything_runs(subject, tmp_path, name):
+    (tmp_path / name).write_text("")
+    with pytest.raises(SpecError, match=rf"variables\.pairs: '{name}' is no list of pairs; pairs, or a \.jsonl file of the project"):
+        patch(subject, tmp_path, pairs=name)
 
 
 def test_pairs_and_a_metric_come_from_files_of_the_project(subject, pairs, tmp_path):

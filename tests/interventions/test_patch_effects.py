@@ -36,15 +36,16 @@ def test_changes_of_the_null_s_size_are_not_significant_and_large_ones_are():
     assert all(effect.p_adj >= effect.p for effect in (large, *small))
 
 
-def test_the_interval_of_a_ratio_covers_as_often_as_it_says():
-    covered = 0
-    for seed in range(200):
-        rng = np.random.default_rng(seed)
-        gaps = 1.0 + 0.3 * rng.standard_normal(40)
-        changes = 0.4 * gaps + 0.2 * rng.standard_normal(40)
-        effect = cell_effects(changes[:, None], np.zeros((2, 40, 1)), gaps, 300, seed)[0]
-        covered += effect.effect.low <= 0.4 <= effect.effect.high
-    assert 0.88 <= covered / 200 <= 0.99
+@pytest.mark.parametrize("n", [3, 5, 8, 40])
+def test_intervals_over_few_and_over_many_pairs_cover_as_often_as_they_say(n):
+    rng = np.random.default_rng(n)
+    gaps = 1.0 + rng.random(n)
+    changes = 0.4 * gaps[:, None] + 0.2 * rng.standard_normal((n, 500))
+    nulls = 0.05 * rng.standard_normal((1, n, 500)).repeat(3, axis=0)  # draws that agree: what the null is does not vary but over pairs
+    found = cell_effects(changes, nulls, gaps, 300, seed=0)
+    for name in ("effect", "adjusted"):
+        bounds = np.array([getattr(effect, name)[1:] for effect in found])
+        assert 0.90 <= np.mean((bounds[:, 0] <= 0.4) & (bounds[:, 1] >= 0.4)) <= 0.985
 
 
 def test_a_cell_that_some_pairs_do_not_have_is_about_the_others():

@@ -12,7 +12,7 @@ from induction import induction, induction_pairs
 from prompts import BERT, CAUSAL, random_pairs, transformer
 from torch import Tensor
 
-from mlinterp.errors import SpecError
+from mlinterp.errors import EnvironmentFault, SpecError
 from mlinterp.interventions.metrics import MetricRegistry
 from mlinterp.interventions.patch_places import places
 from mlinterp.interventions.patching import Edit, Patch, Patcher
@@ -259,3 +259,33 @@ def test_hooks_are_gone_afterwards(subjects):
     patcher = PathPatcher(subject, tokenise(random_pairs(subject.vocab, UNEQUAL), subject), LOGIT_DIFF)
     change(patcher, ["embedding"], ["blocks.0.head.0.q", "blocks.0.mlp", "logits"])
     assert hooks() == before
+
+
+def test_pairs_that_do_not_fit_in_memory_together_are_recorded_in_parts_and_give_the_same_numbers(subjects):
+    subject, rows = subjects["llama"], list[int]()
+    pairs = tokenise(random_pairs(subject.vocab, UNEQUAL), subject)
+    senders, receivers = ["embedding", "blocks.0.head.1", "blocks.1.mlp"], ["blocks.2.head.0.k", "logits"]
+    whole = PathPatcher(subject, pairs, LOGIT_DIFF)
+
+    def full(_module: torch.nn.Module, args: tuple[Tensor, ...]) -> None:
+        rows.append(len(args[0]))
+        if len(args[0]) > limit:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    handle = subject.model.get_submodule("model.embed_tokens").register_forward_pre_hook(full)
+    try:
+        limit = 2
+        parts = PathPatcher(subject, pairs, LOGIT_DIFF)
+        assert parts.runs.parts == [range(1), range(1, 3)]
+        np.testing.assert_allclose(parts.m_base, whole.m_base, atol=1e-5)
+        np.testing.assert_allclose(parts.m_source, whole.m_source, atol=1e-5)
+        np.testing.assert_allclose(change(parts, senders, receivers[:1]), change(whole, senders, receivers[:1]), atol=1e-5)
+        np.testing.assert_allclose(change(parts, senders, receivers[1:], 4), change(whole, senders, receivers[1:], 4), atol=1e-5)
+        rows.clear()
+        change(parts, senders[:1], receivers[:1])
+        assert rows == [1, 1, 2, 2, 1, 1, 2, 2], "both runs of each part, for what its senders write and again for what is patched"
+        limit = 0
+        with pytest.raises(EnvironmentFault, match="not even one pair of prompts of 9 tokens fits in memory"):
+            PathPatcher(subject, pairs, LOGIT_DIFF)
+    finally:
+        handle.remove()

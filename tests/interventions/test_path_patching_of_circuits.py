@@ -6,12 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from gates import both, gates, weighted
 from prompts import CAUSAL, random_pairs, transformer
 from watched import watch
 
 from mlinterp.errors import SpecError
+from mlinterp.reports.plot_data import grid_of
 from mlinterp.reports.plots import draw_all
 from mlinterp.result import ExperimentResult
 from mlinterp.subjects.hooked import HookedSubject
@@ -95,6 +97,11 @@ def test_heads_that_share_keys_are_one_receiver_and_untrained_stands_beside(tmp_
         f"L{n}.H{h}.{x}" for n in (0, 1) for h in ("0-1", "2-3") for x in "kv"
     }
     assert all(isinstance(row["untrained"], float) for row in rows)
+    shown = grid_of(next(figure for figure in found.figures if figure.name == "effect_by_receiver"), found.tables["grid"])
+    assert shown.columns[-1] == "logits"
+    layers = [int(name[1]) for name in shown.columns[:-1]]
+    assert layers == sorted(layers)
+    assert np.isfinite(shown.values).sum() == len(rows)
     assert any(name.startswith("adjusted/") and ".H0-1.k" in name for name in found.metrics) or not any(".k" in str(edge) for edge in edges)
 
 

@@ -153,9 +153,9 @@ def test_a_batch_that_does_not_fit_in_memory_is_halved_and_goes_on(kind: str, su
 
     handle = subject.model.get_submodule("model.layers.2.mlp").register_forward_pre_hook(full)
     try:
-        limit = 6 if kind == "path_patching" else 3  # the runs of the six pairs themselves have to fit
+        limit = 3
         halved = asked(kind, subject, tmp_path, **few)
-        assert max(rows) >= 8
+        assert max(rows) > limit
         limit = 0
         with pytest.raises(EnvironmentFault, match=r"fits? in memory"):
             asked(kind, subject, tmp_path, **few)
@@ -263,7 +263,7 @@ PROVEN: dict[str, tuple[str, ...]] = {
         "interventions/test_activation_patching.py::test_a_single_pair_is_said_to_have_no_interval",
     ),
     "intervals and p values mean what they say": (
-        "interventions/test_patch_effects.py::test_the_interval_of_a_ratio_covers_as_often_as_it_says",
+        "interventions/test_patch_effects.py::test_intervals_over_few_and_over_many_pairs_cover_as_often_as_they_say",
         "interventions/test_patch_effects.py::test_changes_of_the_null_s_size_are_not_significant_and_large_ones_are",
         "interventions/test_head_detectors.py::test_heads_that_have_learned_nothing_are_no_more_often_significant_than_the_level_says",
     ),

@@ -51,6 +51,11 @@ def test_lines_are_as_wide_as_their_weight_and_coloured_by_its_sign():
     assert len({patch.get_edgecolor()[:3] for patch in lines}) == 2
 
 
+def test_columns_that_no_line_orders_go_by_their_numbers_and_an_end_without_one_is_last():
+    lines = [("embed", "mlp 10", 3.0), ("embed", "out", 2.0), ("embed", "L2/h1", 1.0), ("mlp 10", "out", 1.0), ("L2/h1", "out", 1.0)]
+    assert layout_of(GRAPH, table(lines)).headings == ["embed", "L2", "mlp 10", "out"]
+
+
 def test_columns_that_lead_to_each_other_are_refused_by_name():
     with pytest.raises(VerificationError, match="figure 'f': the columns a, b lead to each other"):
         draw(GRAPH, table([("a/1", "b/1", 1.0), ("b/2", "a/2", 1.0)]))

@@ -11,7 +11,7 @@ from markdown_it import MarkdownIt
 from mlinterp.reports.composite import Child
 from mlinterp.reports.document import link, shown
 from mlinterp.reports.html import run_html, study_html, sweep_html
-from mlinterp.reports.markdown import run_markdown, study_markdown, sweep_markdown
+from mlinterp.reports.markdown import line, run_markdown, study_markdown, sweep_markdown
 from mlinterp.reports.plots import draw_all
 from mlinterp.result import Aggregates, Diagnostics, ExperimentResult, Figure
 
@@ -170,6 +170,10 @@ def test_many_numbers_are_cut_to_the_first_and_the_page_says_how_many_there_are(
         assert "24 of 60 numbers; all are metrics of the run." in page.text
         assert "effect/place_023" in page.text
         assert "effect/place_024" not in page.text
+
+
+def test_punctuation_that_ends_a_quoted_token_stays_outside_its_code_span():
+    assert line("fires at '['; then at '{', or ;") == "fires at `'['`; then at `'{'`, or `;`"
 
 
 def test_a_failed_run_says_why():

@@ -79,9 +79,11 @@ def test_joint_patches_stand_beside_the_sum_of_single_ones(together: float, sing
 def test_estimates_from_gradients_are_observational_and_their_exact_patches_interventional() -> None:
     result = patches([effect(0.5, place="L0", layer=0)], "attribution_patching")
     result.mode = "observational"
-    result.metrics["agreement/correlation"] = 0.97
+    result.metrics |= {"agreement/correlation": 0.97, "agreement/largest_miss": 0.68}
     assert [row["mode"] for row in told(result)] == ["observational", "interventional"]
     assert "estimated from gradients" in told(result)[0]["sentence"]
+    agreement = told(result)[1]["sentence"]
+    assert agreement.endswith("correlate 0.97 with the estimates, the worst of which is off by 0.68 of the logit_diff gap.")
 
 
 def test_a_gap_that_may_be_none_is_told_first() -> None:

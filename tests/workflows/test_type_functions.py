@@ -46,9 +46,14 @@ def test_no_type_has_the_name_of_a_module_or_a_variable_of_the_envelope() -> Non
 
 
 def test_types_that_look_for_components_rank_what_they_find() -> None:
-    assert {"activation_patching", "path_patching", "circuit_discovery", "direct_logit_attribution", "active_features"} <= {
-        experiment.type for experiment in catalog.experiments().values() if experiment.ranking
-    }
+    assert {
+        "activation_patching",
+        "path_patching",
+        "circuit_discovery",
+        "direct_logit_attribution",
+        "active_features",
+        "feature_circuit",
+    } <= {experiment.type for experiment in catalog.experiments().values() if experiment.ranking}
 
 
 def test_importing_and_listing_import_nothing_heavy_and_an_unknown_name_is_no_attribute() -> None:
@@ -56,7 +61,9 @@ def test_importing_and_listing_import_nothing_heavy_and_an_unknown_name_is_no_at
     code = f"""
 import sys, mlinterp
 assert "pydantic" not in sys.modules
-mlinterp.activation_patching, mlinterp.dla, dir(mlinterp)
+mlinterp.activation_patching, mlinterp.dla
+listed = set(dir(mlinterp))
+assert "activation_patching" in listed and "workflows" in listed and "run_spec" in listed and "find_spec" not in listed
 mlinterp.workflows.behavior_localization
 assert not [name for name in {heavy} if name in sys.modules], [name for name in {heavy} if name in sys.modules]
 assert not hasattr(mlinterp, "activation_patchin") and not hasattr(mlinterp, "_ipython_display_")
@@ -129,7 +136,7 @@ def test_top_components_are_the_rows_with_the_largest_effect_beyond_the_null_by_
         ({"component": "mlp_ot"}, r"unknown .*'mlp_ot'.*did you mean 'mlp_out'\?"),
         ({"direction": "denois"}, r"variables.direction: unknown value 'denois'.*did you mean 'denoise'\?"),
         ({"pairs": None}, r"variables.pairs: is missing"),
-        ({"pairs": object()}, r"a object is nothing that a spec holds"),
+        ({"pairs": object()}, r"'object' is no type that a spec holds"),
         ({"inputs": {"sbject": "latest"}}, r"inputs.sbject: unknown input of activation_patching 'sbject'"),
         ({"project": "nowhere"}, r"--project: unknown project 'nowhere'"),
     ],

@@ -161,6 +161,12 @@ def test_latents_stand_beside_enough_random_directions_to_be_told_from_them_unle
     assert build("feature_investigation", "gpt", **asked, variables={"controls": 4}).steps[0].variables["controls"] == 4
 
 
+def test_the_main_figure_of_direct_contributions_shows_every_part_and_not_heads_alone(toy: Toy) -> None:
+    dla = toy.found.get_step("dla")
+    assert dla.plot().name == "components"
+    assert {"embedding", "blocks.1.attention", "blocks.1.mlp"} <= set(dla.tables[dla.result.figures[0].table]["term"])
+
+
 def test_a_model_before_any_training_is_told_as_that(toy: Toy) -> None:
     warned = "'gpt' has random weights here: without inputs.subject it is the model before any training"
     assert all(warned in step.warnings for _, step in toy.found.steps)
@@ -182,21 +188,24 @@ def test_the_command_line_writes_lists_and_runs_workflows_in_either_spelling(toy
     assert all(name in listed for name in WORKFLOWS)
     asked = ["--subject", "gpt", "--pairs", "pairs.jsonl", "--top-k", "3", *[f"--variable={name}={value}" for name, value in FAST.items()]]
     asked = [text.replace("=False", "=false") for text in asked]
-    file = tmp_path / "study.yaml"
+    folder = toy.root / "kept"
+    file = folder / "study.yaml"
     main(["workflow", "behavior-localization", *asked, "--write", str(file)])
+    main(["validate", str(file)])
     assert load_spec(file).spec.sha256() == build("behavior_localization", "gpt", pairs="pairs.jsonl", variables=FAST, top_k=3).sha256()
     capsys.readouterr()
     for wrong, message in (
         ([str(file)], "exists already"),
-        ([str(tmp_path / "study.json")], "is no YAML file; a name that ends in .yaml"),
-        ([str(tmp_path / "other.yaml"), "--metric", "logit_dif"], "did you mean 'logit_diff'?"),
-        ([str(tmp_path / "other.yaml"), "--subject", "gtp"], "did you mean 'gpt'?"),
-        ([str(tmp_path / "other.yaml"), "--pairs", "nowhere.jsonl"], "'nowhere.jsonl' does not exist"),
+        ([str(tmp_path / "study.yaml")], "lies outside the project that it is about; a file in it, such as study.yaml"),
+        ([str(folder / "study.json")], "is no YAML file; a name that ends in .yaml"),
+        ([str(folder / "other.yaml"), "--metric", "logit_dif"], "did you mean 'logit_diff'?"),
+        ([str(folder / "other.yaml"), "--subject", "gtp"], "did you mean 'gpt'?"),
+        ([str(folder / "other.yaml"), "--pairs", "nowhere.jsonl"], "'nowhere.jsonl' does not exist"),
     ):
         with pytest.raises(SystemExit):
             main(["workflow", "behavior_localization", *asked, "--write", *wrong])
         assert message in capsys.readouterr().err
-    assert [path.name for path in tmp_path.iterdir()] == ["study.yaml"]
+    assert [path.name for path in folder.iterdir()] == ["study.yaml"]
     main(["workflow", "behavior_localization", *asked, "--quiet"])
     said = capsys.readouterr().out
     assert toy.found.narrative.splitlines()[0] in said
