@@ -7,7 +7,8 @@ For a circuit C of the whole graph G, with the empty circuit for the run in whic
     minimality(C)    =  share of its edges whose cut changes its faithfulness by at least a threshold
 
 (Wang et al. 2022; Hanna et al. 2024.) The null is random circuits of as many edges that grow from the logits as found ones do: edges drawn
-anywhere would hang together with nothing, and beating them would be no feat. The pairs must not be those that chose the circuit.
+anywhere would hang together with nothing, and beating them would be no feat. Where cut edges carry the corrupted run's writes, only edges
+that are reached from the embedding can restore anything, so those are counted. The pairs must not be those that chose the circuit.
 """
 
 from __future__ import annotations
@@ -61,9 +62,11 @@ def judge(
     gaps = m_whole - m_empty
     own = machine.metrics(np.stack(circuits), rows, done)
     without = machine.metrics(np.stack([graph.whole & ~circuit for circuit in circuits]), rows, done)
+    alive = machine.ablation == "resample"
+    sizes = [int((graph.reached(circuit) if alive else circuit).sum()) for circuit in circuits]
     chance, chance_without = [], []
     for draw in range(draws):
-        drawn = np.stack([graph.grown(int(circuit.sum()), seed, draw) for circuit in circuits])
+        drawn = np.stack([graph.grown(size, seed, draw, reached=alive) for size in sizes])
         chance.append(machine.metrics(drawn, rows, done))
         chance_without.append(machine.metrics(graph.whole & ~drawn, rows, done))
     restored = cell_effects((own - m_empty).T, np.stack([(each - m_empty).T for each in chance]), gaps, n_bootstrap, seed)

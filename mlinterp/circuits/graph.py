@@ -11,6 +11,7 @@ A circuit is a set of edges, bool `[read, node]`. No torch here.
 from __future__ import annotations
 
 import heapq
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -31,10 +32,8 @@ class Node(NamedTuple):
 
     @property
     def name(self) -> str:
-        """`embed`, `L2.h1` or `L2.mlp`."""
-        if self.kind == "embed":
-            return "embed"
-        return f"L{self.layer}.mlp" if self.head is None else f"L{self.layer}.h{self.head}"
+        """`embed`, `L2.h1` or `L2.mlp`: as path patching's tables call it."""
+        return self.sender.short
 
     @property
     def sender(self) -> Sender:
@@ -160,9 +159,21 @@ class Graph:
         chosen = numpy_stream(seed, "random_circuit", size, draw).permutation(len(edges))[:size]
         return self.of([(int(row), int(node)) for row, node in edges[chosen]])
 
-    def grown(self, size: int, seed: int, draw: int) -> np.ndarray:
-        """Return a circuit of as many edges that grows from the logits as a found one does, the next edge always drawn at random."""
-        return self.largest(numpy_stream(seed, "grown_circuit", size, draw).random(self.whole.shape), [size])[0]
+    def grown(self, size: int, seed: int, draw: int, *, reached: bool = False) -> np.ndarray:
+        """Return a circuit of as many edges that grows from the logits as a found one does, the next edge always drawn at random.
+
+        Where `reached`, it grows until as many of its edges (seldom a few more) are reached from the embedding, and is these.
+        """
+        order = np.array(list(self.ranked(numpy_stream(seed, "grown_circuit", size, draw).random(self.whole.shape))))
+
+        def first(n: int) -> np.ndarray:
+            kept = self.empty
+            kept[order[:n, 0], order[:n, 1]] = True
+            return self.reached(kept) if reached else kept
+
+        if not reached:
+            return first(size)
+        return first(bisect_left(range(len(order)), size, key=lambda n: int(first(n).sum())))
 
     def of(self, edges: Sequence[tuple[int, int]]) -> np.ndarray:
         """Return the circuit of some edges."""

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from mlinterp.circuits.written import pair_digests
 from mlinterp.determinism import numpy_stream
 from mlinterp.errors import SpecError
+from mlinterp.stats import mean_t_interval
 from mlinterp.subjects.hooked import HookedSubject
 from mlinterp.subjects.pairs import Pairs, tokenise, tokens_of
 from mlinterp.subjects.pairs_declared import PromptPair
+
+FEW = 20
+"""Held-out pairs below which intervals and p values are coarse."""
 
 
 def tokenised(given: Sequence[PromptPair], subject: HookedSubject) -> Pairs:
@@ -36,13 +42,33 @@ def split_pairs(n: int, held_out: float, seed: int) -> tuple[list[int], list[int
     return sorted(order[n_judging:]), sorted(order[:n_judging])
 
 
-def seen_before(pairs: Pairs, choosing: Sequence[int], judging: Sequence[int]) -> list[str]:
-    """Return a warning where held-out pairs are among those that choose; nothing where all are new."""
-    known = set(pair_digests(pairs, choosing))
-    n = sum(digest in known for digest in pair_digests(pairs, judging))
-    if not n:
-        return []
-    return [f"{n} of {len(judging)} held-out pairs are among those that choose the circuit, word for word: they judge it by nothing new"]
+def pair_warnings(pairs: Pairs, choosing: Sequence[int], judging: Sequence[int], gaps: np.ndarray, metric: str, emptied: str) -> list[str]:
+    """Return what there is to beware of in the pairs themselves.
+
+    Args:
+        pairs: all of them.
+        choosing: those that choose the circuit.
+        judging: the held-out ones.
+        gaps: of these, the metric of the clean run less that of the empty circuit.
+        metric: its name.
+        emptied: what was done to everything in the empty circuit: `cut`, `ablated`.
+    """
+    found, n, known = [], len(judging), set(pair_digests(pairs, choosing))
+    if again := sum(digest in known for digest in pair_digests(pairs, judging)):
+        found.append(f"{again} of {n} held-out pairs are among those that choose the circuit, word for word: they judge it by nothing new")
+    if n == 1:
+        found.append("1 held-out pair: nothing has an interval or a p value")
+    elif n < FEW:
+        found.append(f"{n} held-out pairs: intervals and p values are coarse")
+    low, high = mean_t_interval(gaps)[1:]
+    if low <= 0 <= high:
+        found.append(
+            f"the mean gap in {metric} between the clean run and the one with everything {emptied} is {gaps.mean():.3g} [{low:.3g}, "
+            f"{high:.3g}] on held-out pairs, which may be none: shares of it mean little"
+        )
+    if against := int((gaps * gaps.sum() <= 0).sum()):
+        found.append(f"in {against} of {n} held-out pairs {metric} does not fall with everything {emptied} as it does on average")
+    return found
 
 
 def curve_sizes(asked: Sequence[int] | None, most: int) -> list[int]:

@@ -56,7 +56,9 @@ def cut_together(machine: Machine, groups: Sequence[Group], rows: Sequence[int],
     return machine.m_clean[list(rows)] - machine.metrics(without, rows, done)
 
 
-def hidden(machine: Machine, groups: Sequence[Group], falls: np.ndarray, rows: Sequence[int], estimated: np.ndarray) -> list[Hidden]:
+def hidden(
+    machine: Machine, groups: Sequence[Group], falls: np.ndarray, rows: Sequence[int], estimated: np.ndarray, done: Advance = unheard
+) -> list[Hidden]:
     """Return the groups whose edges hide each other, on some pairs.
 
     Args:
@@ -65,6 +67,7 @@ def hidden(machine: Machine, groups: Sequence[Group], falls: np.ndarray, rows: S
         falls: of `cut_together` for these.
         rows: the pairs.
         estimated: what each edge is thought to do by itself, as a share of the gap, `[read, node]`.
+        done: told of groups, `CHECKED` in all.
     """
     total = float((machine.m_clean - machine.m_empty)[list(rows)].sum())
     suspects = []
@@ -73,9 +76,11 @@ def hidden(machine: Machine, groups: Sequence[Group], falls: np.ndarray, rows: S
         if group.name not in ("out of embed", "into logits") and len(group.edges) > 1 and hides(together, guess):
             suspects.append((abs(together), number, together))
     found = []
+    done(max(0, CHECKED - len(suspects)))
     for _, number, together in sorted(suspects, reverse=True)[:CHECKED]:
         group = groups[number]
         alone = cut_together(machine, [Group(group.name, edge[None]) for edge in group.edges], rows).sum(axis=1) / total
+        done(1)
         if hides(together, float(alone.sum())):
             found.append(Hidden(group.name, len(alone), together, float(alone.sum()), float(max(alone, key=abs))))
     return found

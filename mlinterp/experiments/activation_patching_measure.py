@@ -31,7 +31,7 @@ from mlinterp.interventions.patching import Edit, Moved, Patch, Patcher
 from mlinterp.interventions.untrained import untrained
 from mlinterp.progress import Task
 from mlinterp.subjects.hooked import HookedSubject
-from mlinterp.subjects.pairs import Pairs, answer_columns, tokenise
+from mlinterp.subjects.pairs import Pairs, answer_columns, patchable, tokenise
 from mlinterp.subjects.pairs_declared import read_pairs
 
 
@@ -105,9 +105,7 @@ def measure(context: Context) -> Sweep:
     variables: ActivationPatchingVariables = context.variables
     metric = MetricRegistry(context.root).get(variables.metric)
     declared = read_pairs(variables.pairs, context.root)
-    subject = context.load_subject()
-    if not isinstance(subject, HookedSubject):
-        raise SpecError(f"'{subject.name}' is a {subject.kind} subject", field="subject", allowed="one whose hook points are passed once")
+    subject = patchable(context.load_subject())
     pairs = tokenise(declared, subject, variables.align)
     asked = asked_of(context, subject)
     patcher = patcher_of(asked, subject, pairs, metric, variables, batch_size=variables.batch_size)

@@ -293,7 +293,7 @@ def _warnings(sweep: Sweep, variables: ActivationPatchingVariables) -> list[str]
     found = pair_warnings(sweep.m_clean, sweep.m_corrupted, sweep.metric.name)
     if variables.untrained and sweep.untrained is None:
         found.append(f"there is no untrained control: it is not known how the model of a {sweep.subject.kind} subject is made")
-    found += [_hidden(group, sweep.estimated, variables) for group in sweep.joints if _hides(group)]
+    found += [_hidden(group, sweep.estimated, variables) for group in sweep.joints if hides(group)]
     if variables.ablation != "resample":
         found.append(f"ablation: {variables.ablation}: {done_to(sweep, variables)}, which no prompt may ever bring about")
     if sweep.latents is not None and (silent := sweep.latents.asked - sweep.latents.patched):
@@ -301,12 +301,13 @@ def _warnings(sweep: Sweep, variables: ActivationPatchingVariables) -> list[str]
     return found
 
 
-def _hides(group: Joint) -> bool:
-    """Whether places do together what they do not do one by one."""
+def hides(group: Joint) -> bool:
+    """Return whether places do together, beyond random directions, what they do not do one by one."""
     if group.effect is None or group.singles is None:
         return False
-    together = group.effect.adjusted.estimate
-    return abs(together) >= NOTABLE and group.singles * np.sign(together) < abs(together) / 2
+    together, way = group.effect.effect.estimate, np.sign(group.effect.effect.estimate)
+    notable = min(together * way, group.effect.adjusted.estimate * way) >= NOTABLE
+    return bool(notable and group.singles * way < together * way / 2)
 
 
 def _hidden(group: Joint, estimated: bool, variables: ActivationPatchingVariables) -> str:

@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 
 from mlinterp.determinism import numpy_stream, torch_stream
-from mlinterp.errors import ExperimentError, SpecError
+from mlinterp.errors import ExperimentError
 from mlinterp.experiments.activation_patching_latents import Asked, Columns, asked_of, patcher_of
 from mlinterp.experiments.activation_patching_measure import (
     Cell,
@@ -36,7 +36,7 @@ from mlinterp.interventions.patching import Patcher
 from mlinterp.interventions.untrained import untrained
 from mlinterp.progress import Task
 from mlinterp.subjects.hooked import HookedSubject
-from mlinterp.subjects.pairs import Pairs, tokenise
+from mlinterp.subjects.pairs import Pairs, patchable, tokenise
 from mlinterp.subjects.pairs_declared import read_pairs
 
 
@@ -72,9 +72,7 @@ def measure(context: Context) -> Estimated:
     variables: AttributionPatchingVariables = context.variables
     metric = MetricRegistry(context.root).get(variables.metric)
     declared = read_pairs(variables.pairs, context.root)
-    subject = context.load_subject()
-    if not isinstance(subject, HookedSubject):
-        raise SpecError(f"'{subject.name}' is a {subject.kind} subject", field="subject", allowed="one whose hook points are passed once")
+    subject = patchable(context.load_subject())
     pairs = tokenise(declared, subject, variables.align)
     asked = asked_of(context, subject)
     columns = columns_of(pairs, variables.swept)

@@ -65,9 +65,9 @@ def _agreement(result: ExperimentResult, sweep: Sweep, checked: list[Checked]) -
     ]
     about = "Interventional: places at which the runs differ, drawn at random, patched exactly beside their estimate (shares of the gap)."
     result.add_table("agreement", rows, description=about)
-    title = "Estimates beside exact patches of the same places"
-    figure = Figure(name="agreement", table="agreement", kind="scatter", x="exact", y=["estimated"], series="layer", title=title)
-    result.figures.append(figure.model_copy(update={"x_label": "effect of the exact patch", "y_label": "estimated effect"}))
+    title = "How far estimates lie from exact patches of the same places"
+    figure = Figure(name="agreement", table="agreement", kind="scatter", x="exact", y=["miss"], series="layer", title=title, reference=0.0)
+    result.figures.append(figure.model_copy(update={"x_label": "effect of the exact patch", "y_label": "estimate - exact"}))
     misses = np.array([abs(each.estimated - each.exact) for each in checked])
     worst = int(misses.argmax())
     result.metrics |= {"agreement/largest_miss": float(misses[worst]), "agreement/mean_miss": float(misses.mean())}

@@ -12,15 +12,15 @@ from mlinterp.circuits.faithfulness import Judged, faithfulness, judge, runs_of
 from mlinterp.circuits.graph import Graph
 from mlinterp.circuits.held_out import curve_sizes, split_pairs, tokenised
 from mlinterp.circuits.machine import Machine
-from mlinterp.circuits.redundancy import Group, Hidden, cut_together, groups_of, hidden
+from mlinterp.circuits.redundancy import CHECKED, Group, Hidden, cut_together, groups_of, hidden
 from mlinterp.determinism import numpy_stream
-from mlinterp.errors import SpecError
 from mlinterp.experiments.base import Context
 from mlinterp.experiments.circuit_discovery import CircuitDiscoveryVariables
 from mlinterp.interventions.metrics import MetricRegistry
 from mlinterp.interventions.patch_effects import gaps_of
 from mlinterp.subjects.hooked import HookedSubject
 from mlinterp.subjects.huggingface import HuggingFaceSubject
+from mlinterp.subjects.pairs import patchable
 from mlinterp.subjects.pairs_declared import read_pairs
 
 
@@ -97,9 +97,7 @@ def measure(context: Context) -> Found:
     variables: CircuitDiscoveryVariables = context.variables
     metric = MetricRegistry(context.root).get(variables.metric)
     given = read_pairs(variables.pairs, context.root)
-    subject = context.load_subject()
-    if not isinstance(subject, HookedSubject):
-        raise SpecError(f"'{subject.name}' is a {subject.kind} subject", field="subject", allowed="one whose hook points are passed once")
+    subject = patchable(context.load_subject())
     pairs = tokenised(given, subject)
     choosing, judging = split_pairs(len(given), variables.held_out, context.seed)
     kind, graph = _kind(subject)
@@ -110,14 +108,12 @@ def measure(context: Context) -> Found:
     search, circuit = _searched(machine, choosing, judging, context)
     sizes = curve_sizes(variables.sizes, graph.n_edges)
     curve = graph.largest(np.nan_to_num(search.scores) + (0.0 if circuit is None else _KEPT * circuit), sizes)
-    chosen_by = faithfulness(machine, curve, choosing)
+    candidates = [] if circuit is not None else graph.largest(search.scores, sizes if variables.sizes else _grid(graph.n_edges))
+    with context.reporter.task("circuits of each size", len(curve) + len(candidates)) as task:
+        chosen_by, *tried = (faithfulness(machine, each, choosing, task.advance) for each in (curve, candidates) if each)
     reached = True
     if circuit is None:
-        tried = sizes if variables.sizes else _grid(graph.n_edges)
-        candidates = graph.largest(search.scores, tried)
-        with context.reporter.task("circuits of each size", len(candidates)) as task:
-            found = faithfulness(machine, candidates, choosing, task.advance)
-        enough = [value is not None and value >= variables.target for value in found]
+        enough = [value is not None and value >= variables.target for value in tried[0]]
         reached = any(enough)
         circuit = candidates[enough.index(True) if reached else -1]
     circuit = graph.useful(circuit)
@@ -139,6 +135,8 @@ def measure(context: Context) -> Found:
     alone = [Group(graph.edge(*edge), edge[None]) for edge in exact]
     with context.reporter.task("cuts", len(groups) + len(chance) + len(alone)) as task:
         falls, null_falls, exact_falls = (cut_together(machine, each, judging, task.advance) for each in (groups, chance, alone))
+    with context.reporter.task("edges that may hide each other", CHECKED) as task:
+        hiding = hidden(machine, groups, falls, judging, estimated, task.advance)
     return Found(
         machine,
         choosing,
@@ -153,7 +151,7 @@ def measure(context: Context) -> Found:
         groups,
         falls,
         null_falls,
-        hidden(machine, groups, falls, judging, estimated),
+        hiding,
         exact,
         n_largest,
         exact_falls,

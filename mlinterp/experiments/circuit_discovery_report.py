@@ -8,7 +8,7 @@ import numpy as np
 
 from mlinterp.circuits.faithfulness import Judged
 from mlinterp.circuits.graph import Node
-from mlinterp.circuits.held_out import seen_before
+from mlinterp.circuits.held_out import pair_warnings
 from mlinterp.circuits.written import SCHEMA, edges_of, pair_digests
 from mlinterp.determinism import numpy_stream
 from mlinterp.estimates import bounds, record
@@ -318,16 +318,7 @@ def _ratios(found: Found, falls: np.ndarray, n_bootstrap: int, seed: int) -> lis
 
 
 def _warnings(found: Found, variables: CircuitDiscoveryVariables) -> list[str]:
-    n, said = len(found.judging), seen_before(found.machine.pairs, found.choosing, found.judging)
-    if n == 1:
-        said.append("1 held-out pair: nothing has an interval or a p value")
-    elif n < 20:
-        said.append(f"{n} held-out pairs: intervals and p values are coarse")
-    against = int((found.gaps * found.gaps.sum() <= 0).sum())
-    if against:
-        said.append(
-            f"in {against} of {n} held-out pairs {found.machine.metric.name} does not fall with everything cut as it does on average"
-        )
+    said = pair_warnings(found.machine.pairs, found.choosing, found.judging, found.gaps, found.machine.metric.name, "cut")
     if not found.circuit.any():
         said.append("the circuit is empty: no edge matters by more than the threshold, or no way leads from the embedding to the logits")
     if not found.reached:

@@ -25,6 +25,7 @@ from mlinterp.sae.files.checkpoint import load_sae
 from mlinterp.sae.files.provenance import require_subject
 from mlinterp.sae.model import SAE
 from mlinterp.subjects.hooked import HookedSubject
+from mlinterp.subjects.pairs import patchable
 from mlinterp.subjects.pairs_declared import read_pairs
 
 EDGED = 200
@@ -141,9 +142,7 @@ def measure(context: Context) -> Found:
     """Score, choose and judge."""
     variables: FeatureCircuitVariables = context.variables
     metric, given = MetricRegistry(context.root).get(variables.metric), read_pairs(variables.pairs, context.root)
-    subject = context.load_subject()
-    if not isinstance(subject, HookedSubject):
-        raise SpecError(f"'{subject.name}' is a {subject.kind} subject", field="subject", allowed="one whose hook points are passed once")
+    subject = patchable(context.load_subject())
     saes, roles = _saes(context, subject)
     pairs = tokenised(given, subject)
     choosing, judging = split_pairs(len(given), variables.held_out, context.seed)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from mlinterp.circuits.held_out import seen_before
+from mlinterp.circuits.held_out import pair_warnings
 from mlinterp.determinism import numpy_stream
 from mlinterp.estimates import bounds, record
 from mlinterp.experiments.feature_circuit import FeatureCircuitVariables
@@ -19,8 +19,6 @@ NOTABLE = 0.1
 """Share of the gap by which scores of a hook point may miss what ablating all of it does."""
 MOST = 0.5
 """Share of the behaviour below which what it is a share of must be said."""
-FEW = 20
-"""Held-out pairs below which intervals and p values are coarse."""
 
 
 def tell_numbers(
@@ -123,17 +121,8 @@ def _agreement(what: str, estimated: list[float], exact: list[Interval]) -> dict
 
 def warnings_of(found: Found, variables: FeatureCircuitVariables) -> list[str]:
     """Return what a reader must know to trust the circuit."""
-    machine, n = found.machine, len(found.judging)
-    said = seen_before(machine.pairs, found.choosing, found.judging)
-    if n == 1:
-        said.append("1 held-out pair: nothing has an interval or a p value")
-    elif n < FEW:
-        said.append(f"{n} held-out pairs: intervals and p values are coarse")
-    against = int((found.gaps * found.gaps.sum() <= 0).sum())
-    if against:
-        said.append(
-            f"in {against} of {n} held-out pairs {found.machine.metric.name} does not fall with everything ablated as it does on average"
-        )
+    machine = found.machine
+    said = pair_warnings(machine.pairs, found.choosing, found.judging, found.gaps, machine.metric.name, "ablated")
     carried = patch_effect(found.gaps, (machine.m_clean - machine.m_corrupted)[found.judging])
     if variables.ablation == "resample" and carried is not None and abs(carried) < MOST:
         said.append(

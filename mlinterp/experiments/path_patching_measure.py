@@ -21,7 +21,7 @@ from mlinterp.interventions.path_patching_names import Receiver, Sender, require
 from mlinterp.interventions.untrained import untrained
 from mlinterp.progress import Task
 from mlinterp.subjects.hooked import HookedSubject
-from mlinterp.subjects.pairs import Pairs, tokenise
+from mlinterp.subjects.pairs import Pairs, patchable, tokenise
 from mlinterp.subjects.pairs_declared import read_pairs
 
 
@@ -139,9 +139,7 @@ def measure(context: Context) -> Paths:
     variables: PathPatchingVariables = context.variables
     metric = MetricRegistry(context.root).get(variables.metric)
     declared = read_pairs(variables.pairs, context.root)
-    subject = context.load_subject()
-    if not isinstance(subject, HookedSubject):
-        raise SpecError(f"'{subject.name}' is a {subject.kind} subject", field="subject", allowed="one whose hook points are passed once")
+    subject = patchable(context.load_subject())
     pairs = tokenise(declared, subject, variables.align)
     circuit = context.inputs.get("circuit")
     asked = asked_of(variables, None if circuit is None else circuit.path, subject, pairs)

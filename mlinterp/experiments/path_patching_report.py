@@ -122,7 +122,7 @@ def _path(found: Paths, cell: Cell) -> str:
 
 
 def _short(group: Sequence[Sender | Receiver]) -> str:
-    """Return a group as axes show it: `L0.H1`, `L0.H0-3 + L0.MLP`; heads of one layer in a row are named together."""
+    """Return a group as axes show it: `L0.h1`, `L0.h0-3 + L0.mlp`; heads of one layer in a row are named together."""
     alike: dict[tuple[int | None, str | None], list[int]] = {}
     for each in group:
         if each.head is not None:
@@ -133,7 +133,7 @@ def _short(group: Sequence[Sender | Receiver]) -> str:
         if len(heads) < 2 or heads != list(range(heads[0], heads[-1] + 1)):
             named.append(each.short)
         elif each.head == heads[0]:
-            named.append(each.short.replace(f"H{heads[0]}", f"H{heads[0]}-{heads[-1]}"))
+            named.append(each.short.replace(f"h{heads[0]}", f"h{heads[0]}-{heads[-1]}"))
     return " + ".join(named)
 
 
@@ -142,7 +142,7 @@ def _full_name(found: Paths, cell: Cell) -> str:
 
 
 def _metric_name(found: Paths, cell: Cell) -> str:
-    """Return a path's name in metrics, `L0.H1_to_L1.H0-3.k.p3`; groups that have no such name go by their number among all groups."""
+    """Return a path's name in metrics, `L0.h1_to_L1.h0-3.k.p3`; groups that have no such name go by their number among all groups."""
     groups = (
         ("senders", cell.senders, _short(found.senders[cell.senders])),
         ("receivers", cell.receivers, _short(found.receivers[cell.receivers])),

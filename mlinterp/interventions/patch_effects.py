@@ -26,8 +26,8 @@ from mlinterp.estimates import LEVEL
 from mlinterp.interventions.metrics import NEGLIGIBLE
 from mlinterp.stats import Interval, benjamini_hochberg, bootstrap_means, drawn_anew_p, sign_flip_p, single_case_p, stretched
 
-_BLOCK = 512
-"""Cells resampled at a time; bounds memory."""
+_RESAMPLED = 2**22
+"""Resampled numbers held at a time; bounds memory."""
 
 
 class CellEffect(NamedTuple):
@@ -86,10 +86,11 @@ def cell_effects(
     """
     found: list[CellEffect | None] = [None] * changes.shape[1]
     there = np.isfinite(changes) & np.isfinite(nulls).all(axis=0)
+    at_once = max(1, _RESAMPLED // (n_bootstrap * (1 + len(nulls))))
     for pattern in np.unique(there, axis=1).T:
         cells = np.flatnonzero((there == pattern[:, None]).all(axis=0))
         if pattern.any() and patch_effect(gaps[pattern], gaps[pattern]) is not None:
-            for block in np.split(cells, range(_BLOCK, len(cells), _BLOCK)):
+            for block in np.split(cells, range(at_once, len(cells), at_once)):
                 own = changes[np.ix_(pattern, block)]
                 some = _alike(own, nulls[:, pattern][:, :, block], gaps[pattern], n_bootstrap, seed, drawn_anew)
                 for cell, effect in zip(block, some, strict=True):

@@ -43,7 +43,10 @@ def places(subject: HookedSubject, component: str, layers: Sequence[int] | None 
     if component.startswith(RAW):
         if layers is not None:
             raise SpecError(f"{component} is one place", field=f"{field}.layers", allowed="leave layers out")
-        return place_of(subject, component, component)
+        try:
+            return place_of(subject, component, component)
+        except SpecError as error:
+            raise SpecError(error.problem, field=f"{field}.component", allowed=error.allowed, nearest=error.nearest) from None
     refuse_unknown(component, f"{field}.component")
     named = {int(found[1]): site for site in subject.points if (found := _LAYER.fullmatch(site)) and found[2] == COMPONENTS[component]}
     if not named:

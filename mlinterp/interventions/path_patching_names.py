@@ -32,8 +32,8 @@ class Sender(NamedTuple):
 
     @property
     def short(self) -> str:
-        """The name on an axis: `L0.H1`, `L0.MLP`."""
-        return self.name if self.layer is None else f"L{self.layer}." + ("MLP" if self.head is None else f"H{self.head}")
+        """The name in tables and on axes: `embed`, `L0.h1`, `L0.mlp`."""
+        return "embed" if self.layer is None else f"L{self.layer}." + ("mlp" if self.head is None else f"h{self.head}")
 
 
 class Receiver(NamedTuple):
@@ -52,8 +52,8 @@ class Receiver(NamedTuple):
 
     @property
     def short(self) -> str:
-        """The name on an axis: `L1.H0.k`, `L1.MLP`."""
-        return self.name if self.layer is None else f"L{self.layer}." + ("MLP" if self.head is None else f"H{self.head}.{self.letter}")
+        """The name in tables and on axes: `logits`, `L1.h0.k`, `L1.mlp`."""
+        return self.name if self.layer is None else f"L{self.layer}." + ("mlp" if self.head is None else f"h{self.head}.{self.letter}")
 
 
 def sender(name: str, field: str = "variables.senders") -> Sender:

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from mlinterp.errors import SpecError
 from mlinterp.subjects.base import IGNORED, Examples, Subject
+from mlinterp.subjects.hooked import HookedSubject
 from mlinterp.subjects.pairs_declared import Align, Prompt, PromptPair
 from mlinterp.subjects.text import affixes
 
@@ -93,6 +94,14 @@ def _shared(found: Counter[str]) -> str:
     if 2 * count <= found.total() and len(found) > 1:
         return f"e.g. {text}"
     return text if len(found) == 1 else f"{text} …"
+
+
+def patchable(subject: Subject) -> HookedSubject:
+    """Return a subject whose activations are of single positions. Raises SpecError, naming it, for any other."""
+    if isinstance(subject, HookedSubject) and not subject.is_set:
+        return subject
+    allowed = "one whose hook points are passed once and hold an activation for each token"
+    raise SpecError(f"'{subject.name}' is a {subject.kind} subject", field="subject", allowed=allowed)
 
 
 def answer_columns(batch: Examples) -> Tensor:

@@ -72,6 +72,17 @@ def test_a_random_circuit_to_compare_with_grows_from_the_logits_and_hangs_on_the
     assert (graph.grown(7, 0, 1) != graph.grown(7, 1, 1)).any()
 
 
+def test_a_random_circuit_can_be_asked_for_with_as_many_edges_that_the_embedding_reaches():
+    graph = transformer_graph(3, 2, 2)
+    assert any(graph.reached(graph.grown(7, 0, draw)).sum() < 7 for draw in range(5))
+    for size, draw in [(1, 0), (7, 0), (7, 1), (7, 2), (30, 0), (graph.n_edges, 0)]:
+        kept = graph.grown(size, 0, draw, reached=True)
+        assert size <= kept.sum() <= size + 6
+        assert (graph.reached(kept) == kept).all()
+        assert (graph.useful(kept) == kept).all()
+    assert graph.grown(0, 0, 0, reached=True).sum() == 0
+
+
 def test_nodes_and_reads_are_senders_and_receivers_of_path_patching_by_name():
     graph = transformer_graph(2, 4, 2)
     names = {read.name: [each.name for each in graph.receivers(row)] for row, read in enumerate(graph.reads)}

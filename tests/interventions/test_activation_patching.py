@@ -14,10 +14,14 @@ from torch import Tensor, nn
 
 from mlinterp.errors import ExperimentError, SpecError
 from mlinterp.experiments.activation_patching import EXPERIMENT
+from mlinterp.experiments.activation_patching_measure import Joint
+from mlinterp.experiments.activation_patching_report import hides
 from mlinterp.experiments.base import Context
+from mlinterp.interventions.patch_effects import CellEffect
 from mlinterp.reports.plots import draw_all
 from mlinterp.result import ExperimentResult
 from mlinterp.spec import Spec
+from mlinterp.stats import Interval
 from mlinterp.subjects.base import IGNORED, Examples, Subject
 from mlinterp.subjects.hooked import HookedSubject
 from mlinterp.subjects.huggingface import HuggingFaceSubject
@@ -97,6 +101,23 @@ def test_single_denoising_patches_of_an_and_gate_hide_it_too():
     result = patch(gate("and"), pairs=gate_pairs(), component="attn_head", untrained=False)
     assert heads(result) == [0.0, 0.0]
     assert any("add up to 0 (largest 0): they need each other (an AND)" in text for text in result.diagnostics.warnings)
+
+
+@pytest.mark.parametrize(
+    ("together", "null", "singles", "hidden"),
+    [
+        (1.0, 0.0, 0.2, True),
+        (-1.0, 0.0, -0.2, True),
+        (1.0, 0.0, 0.6, False),
+        (0.3, -0.5, 0.3, False),  # all of it shows one by one, however harmful random directions are
+        (0.3, 0.3, 0.0, False),  # random directions together do as much
+        (0.05, 0.0, 0.0, False),
+    ],
+)
+def test_places_hide_what_they_do_together_where_it_is_more_than_they_add_up_to_and_than_random_directions(together, null, singles, hidden):
+    effect, beyond = (Interval(value, value, value) for value in (together, together - null))
+    measured = CellEffect(6, together, effect, Interval(null, null, null), beyond, 1.0, 1.0)
+    assert hides(Joint("all", (0, 1), measured, singles, singles)) == hidden
 
 
 def test_the_default_component_moves_and_the_last_layer_restores_everything(subject, pairs):

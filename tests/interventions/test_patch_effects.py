@@ -48,6 +48,14 @@ def test_intervals_over_few_and_over_many_pairs_cover_as_often_as_they_say(n):
         assert 0.90 <= np.mean((bounds[:, 0] <= 0.4) & (bounds[:, 1] >= 0.4)) <= 0.985
 
 
+def test_how_many_cells_are_resampled_at_a_time_changes_no_number(monkeypatch):
+    changes = 0.5 * GAPS[:, None] + RNG.standard_normal((40, 4))
+    whole = cell_effects(changes, NULLS, GAPS, 200, seed=0)
+    monkeypatch.setattr("mlinterp.interventions.patch_effects._RESAMPLED", 3 * 200 * 4)
+    for one, other in zip(whole, cell_effects(changes, NULLS, GAPS, 200, seed=0), strict=True):
+        np.testing.assert_allclose(np.hstack(one), np.hstack(other), rtol=1e-12)
+
+
 def test_a_cell_that_some_pairs_do_not_have_is_about_the_others():
     changes = np.column_stack([GAPS, np.where(np.arange(40) < 10, 0.5 * GAPS, np.nan), np.full(40, np.nan)])
     both, some, none = cell_effects(changes, NULLS[:, :, :3], GAPS, 200, seed=0)

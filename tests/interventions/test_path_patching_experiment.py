@@ -53,12 +53,12 @@ def test_the_key_path_of_an_induction_head_is_told_from_its_query_and_value_path
         induction(tmp_path), pairs=pairs, senders=["blocks.0.head.0", "blocks.0.head.1", "embedding"], receivers=[*heads, "logits"]
     )
     effects = {(row["sender"], row["receiver"]): row for row in result.tables["paths"].rows}
-    assert effects["L0.H0", "L1.H0.k"]["effect"] == pytest.approx(1.0, abs=1e-6)
-    assert effects["L0.H0", "L1.H0.k"]["effect_low"] == pytest.approx(1.0, abs=1e-6)
-    others = [row["effect"] for path, row in effects.items() if path != ("L0.H0", "L1.H0.k")]
+    assert effects["L0.h0", "L1.h0.k"]["effect"] == pytest.approx(1.0, abs=1e-6)
+    assert effects["L0.h0", "L1.h0.k"]["effect_low"] == pytest.approx(1.0, abs=1e-6)
+    others = [row["effect"] for path, row in effects.items() if path != ("L0.h0", "L1.h0.k")]
     assert len(others) == 11
     assert others == pytest.approx([0.0] * 11, abs=1e-6)
-    assert result.metrics["effect/L0.H0_to_L1.H0.k"] == pytest.approx(1.0, abs=1e-6)
+    assert result.metrics["effect/L0.h0_to_L1.h0.k"] == pytest.approx(1.0, abs=1e-6)
     assert result.tables["largest"].rows[0]["path"] == "blocks.0.head.0 → blocks.1.head.0.k"
 
 
@@ -67,10 +67,10 @@ def test_every_path_stands_beside_its_nulls_with_an_interval_over_pairs(subject,
     assert result.mode == "interventional"
     rows = result.tables["paths"].rows
     assert [(row["sender"], row["receiver"]) for row in rows] == [
-        ("embedding", "logits"),
-        ("embedding", "L1.MLP"),
-        ("L0.H0 + L0.MLP", "logits"),
-        ("L0.H0 + L0.MLP", "L1.MLP"),
+        ("embed", "logits"),
+        ("embed", "L1.mlp"),
+        ("L0.h0 + L0.mlp", "logits"),
+        ("L0.h0 + L0.mlp", "L1.mlp"),
     ]
     for row in rows:
         assert row["n"] == 6
@@ -96,7 +96,7 @@ def test_paths_that_begin_at_each_position_are_shown_by_position(subject, pairs)
 
 def test_all_senders_that_a_receiver_can_read_are_tried_where_none_is_named(subject, pairs):
     result = run(subject, pairs=pairs[:2], receivers=["blocks.1.head.2.q"], untrained=False, controls=2)
-    assert [row["sender"] for row in result.tables["paths"].rows] == ["embedding", *(f"L0.H{head}" for head in range(4)), "L0.MLP"]
+    assert [row["sender"] for row in result.tables["paths"].rows] == ["embed", *(f"L0.h{head}" for head in range(4)), "L0.mlp"]
 
 
 def test_the_result_is_a_pure_function_of_the_seed(subject, pairs):

@@ -94,7 +94,7 @@ def test_heads_that_share_keys_are_one_receiver_and_untrained_stands_beside(tmp_
     edges = json.loads((folder / "circuit.json").read_text())["edges"]
     assert len(rows) == len(edges) > 10
     assert {row["receiver"] for row in rows if row["receiver"].endswith((".k", ".v"))} <= {
-        f"L{n}.H{h}.{x}" for n in (0, 1) for h in ("0-1", "2-3") for x in "kv"
+        f"L{n}.h{h}.{x}" for n in (0, 1) for h in ("0-1", "2-3") for x in "kv"
     }
     assert all(isinstance(row["untrained"], float) for row in rows)
     shown = grid_of(next(figure for figure in found.figures if figure.name == "effect_by_receiver"), found.tables["grid"])
@@ -102,7 +102,7 @@ def test_heads_that_share_keys_are_one_receiver_and_untrained_stands_beside(tmp_
     layers = [int(name[1]) for name in shown.columns[:-1]]
     assert layers == sorted(layers)
     assert np.isfinite(shown.values).sum() == len(rows)
-    assert any(name.startswith("adjusted/") and ".H0-1.k" in name for name in found.metrics) or not any(".k" in str(edge) for edge in edges)
+    assert any(name.startswith("adjusted/") and ".h0-1.k" in name for name in found.metrics) or not any(".k" in str(edge) for edge in edges)
 
 
 def changed(circuit: Path, **fields: Any) -> Path:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import token_sets
 import torch
 from prompts import BERT, random_pairs, transformer
 from torch import Tensor, nn
@@ -15,8 +16,12 @@ from watched import ARCHITECTURES, language_model, watch, write_texts
 
 from mlinterp.errors import EnvironmentFault, SpecError
 from mlinterp.experiments.catalog import experiments
+from mlinterp.project import find_project
 from mlinterp.result import ExperimentResult
+from mlinterp.subjects.base import Subject
 from mlinterp.subjects.huggingface import HuggingFaceSubject
+from mlinterp.subjects.trm import TRMSubject
+from mlinterp.subjects.trm_config import TRMConfig
 
 TESTS = Path(__file__).resolve().parent.parent
 ON_PAIRS = ("activation_patching", "attribution_patching", "path_patching", "circuit_discovery")
@@ -137,6 +142,27 @@ def test_a_module_that_is_never_run_is_refused_by_name_and_never_an_effect_of_ze
 def test_a_model_whose_parts_are_not_known_is_refused_by_name(kind: str, bert: HuggingFaceSubject, tmp_path: Path) -> None:
     with pytest.raises(SpecError, match=r"'toy'"):
         asked(kind, bert, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def without_positions(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Subject]:
+    """A model that reads sets, one row a context, and one that passes its hook points many times."""
+    sets = find_project(token_sets.make(tmp_path_factory.mktemp("sets"))).load_subject("learned")
+    sizes = {"d_model": 16, "n_layers": 1, "H_cycles": 1, "L_cycles": 1, "n_sup": 1}
+    config = {"kind": "trm", "task": {"name": "sudoku4", "n_train": 8, "n_test": 8}, "model": sizes}
+    return {"token_set": sets, "trm": TRMSubject("trm", TRMConfig.model_validate(config))}
+
+
+@pytest.mark.parametrize("kind", ON_PAIRS)
+@pytest.mark.parametrize(("name", "place"), [("token_set", "module:blocks.0"), ("trm", "module:model")])
+def test_a_model_whose_activations_are_of_no_single_position_is_refused_by_name(
+    kind: str, name: str, place: str, without_positions: dict[str, Subject], tmp_path: Path
+) -> None:
+    pairs = [{"clean": [1, 2, at], "corrupted": [1, 3, at]} for at in (4, 5)]
+    where = {"component": place} if kind in ON_PAIRS[:2] else {}
+    subject = without_positions[name]
+    with pytest.raises(SpecError, match=f"subject: '{subject.name}' is a {name} subject; one whose hook points .* for each token"):
+        watch(kind, subject, tmp_path, {"pairs": pairs, "metric": "l2", **where})
 
 
 @pytest.mark.parametrize("kind", ["path_patching", *READINGS])
