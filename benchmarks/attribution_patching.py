@@ -37,9 +37,9 @@ def main() -> int:
     asked = arguments()
     import torch
 
-    from mlinterp.interventions.attribution_patching import slopes
-    from mlinterp.interventions.metrics import MetricRegistry
-    from mlinterp.interventions.patch_places import places
+    from mlinterp.patching.attribution import slopes
+    from mlinterp.patching.metrics import MetricRegistry
+    from mlinterp.patching.places import places
 
     torch.set_num_threads(asked.threads)
     now = time.process_time if asked.clock == "cpu" else time.perf_counter

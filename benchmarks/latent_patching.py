@@ -86,10 +86,10 @@ def sae_of(asked: argparse.Namespace) -> SAE:
 
 def ours(subject: HuggingFaceSubject, sae: SAE, pairs: Pairs, latents: list[int], asked: argparse.Namespace) -> Timed:
     """Time every latent in every pair, both runs included."""
-    from mlinterp.interventions.metrics import MetricRegistry
-    from mlinterp.interventions.patch_latents import LatentPatcher
-    from mlinterp.interventions.patch_places import place_of
-    from mlinterp.interventions.patching import Edit, Patch
+    from mlinterp.patching.latents import LatentPatcher
+    from mlinterp.patching.metrics import MetricRegistry
+    from mlinterp.patching.patcher import Edit, Patch
+    from mlinterp.patching.places import place_of
 
     now, where = patching.clock(asked), place_of(subject, sae.config.site, "sae_latent")
     everything = [(pair, latent) for pair in range(len(pairs)) for latent in latents]

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import pandas as pd
     import torch
 
-    from mlinterp.interventions.patching import Patch
+    from mlinterp.patching.patcher import Patch
     from mlinterp.subjects.huggingface import HuggingFaceSubject
     from mlinterp.subjects.pairs import Pairs
 
@@ -118,9 +118,9 @@ def grid(component: str, asked: argparse.Namespace) -> list[tuple[int, ...]]:
 
 def ours(subject: HuggingFaceSubject, pairs: Pairs, component: str, asked: argparse.Namespace) -> Timed:
     """Time the whole sweep, both runs included."""
-    from mlinterp.interventions.metrics import MetricRegistry
-    from mlinterp.interventions.patch_places import places
-    from mlinterp.interventions.patching import Edit, Patch, Patcher
+    from mlinterp.patching.metrics import MetricRegistry
+    from mlinterp.patching.patcher import Edit, Patch, Patcher
+    from mlinterp.patching.places import places
 
     swept = COMPONENTS[component]
     now, where, all_places = clock(asked), places(subject, swept.component), grid(component, asked)
@@ -139,7 +139,7 @@ def hook_loop(subject: HuggingFaceSubject, pairs: Pairs, component: str, some: l
     """Time one full forward pass a place, with a hook that puts the clean activation in place."""
     import torch
 
-    from mlinterp.interventions.patch_places import places
+    from mlinterp.patching.places import places
     from mlinterp.subjects.base import Address
 
     swept = COMPONENTS[component]

@@ -53,7 +53,7 @@ if TYPE_CHECKING:
         validate_spec,
         verify_run,
     )
-    from mlinterp.interventions.metrics import MetricRegistry
+    from mlinterp.patching.metrics import MetricRegistry
     from mlinterp.result import ExperimentResult
     from mlinterp.spec import Spec
     from mlinterp.token_set_api import ExperimentSpec, ExperimentType, get_runner_for_type, list_available_runners, load_context
@@ -105,7 +105,7 @@ __all__ = [
 _HOME = {
     "AnalysisResult": "mlinterp.analysis",
     "ExperimentResult": "mlinterp.result",
-    "MetricRegistry": "mlinterp.interventions.metrics",
+    "MetricRegistry": "mlinterp.patching.metrics",
     "Spec": "mlinterp.spec",
     **dict.fromkeys(
         ("ExperimentSpec", "ExperimentType", "get_runner_for_type", "list_available_runners", "load_context"), "mlinterp.token_set_api"

@@ -11,9 +11,9 @@ from typer.core import TyperGroup
 
 from mlinterp.errors import SpecError
 from mlinterp.experiment_commands import AgainOption, QuietOption, assignment
-from mlinterp.interventions.metrics import MetricRegistry
 from mlinterp.io.atomic import write_text
 from mlinterp.io.specfile import parse_value
+from mlinterp.patching.metrics import MetricRegistry
 from mlinterp.project import Project, as_named, choose_project, project_names
 from mlinterp.scaffold import study_text
 from mlinterp.spec import Spec

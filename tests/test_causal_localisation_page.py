@@ -8,7 +8,7 @@ import torch
 import yaml
 
 from mlinterp.experiments.catalog import experiments, find, typed_variables
-from mlinterp.interventions.metrics import BUILT_IN, MetricRegistry
+from mlinterp.patching.metrics import BUILT_IN, MetricRegistry
 from mlinterp.spec import Spec
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"

@@ -20,7 +20,7 @@ import numpy as np
 
 from mlinterp.circuits.machine import Machine
 from mlinterp.determinism import numpy_stream
-from mlinterp.interventions.patch_effects import CellEffect, cell_effects, patch_effect
+from mlinterp.patching.effects import CellEffect, cell_effects, patch_effect
 from mlinterp.progress import Advance, unheard
 
 TRIED = 32

@@ -20,7 +20,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from mlinterp.determinism import numpy_stream
-from mlinterp.interventions.path_patching_names import Receiver, Sender
+from mlinterp.patching.path_names import Receiver, Sender
 
 
 class Node(NamedTuple):

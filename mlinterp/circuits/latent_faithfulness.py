@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mlinterp.circuits.latent_machine import LatentMachine
-from mlinterp.interventions.patch_effects import CellEffect, cell_effects
+from mlinterp.patching.effects import CellEffect, cell_effects
 
 
 class Judged(NamedTuple):

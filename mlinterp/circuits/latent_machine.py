@@ -24,11 +24,12 @@ import torch
 from torch import Tensor
 
 from mlinterp.circuits.latent_nodes import Nodes, Place
-from mlinterp.interventions.attribution_runs import answers_only, at_answers, halved, measured, tokens_asked
-from mlinterp.interventions.metrics import Metric
-from mlinterp.interventions.patch_names import Ablation
-from mlinterp.interventions.patch_stand_ins import patched_positions
-from mlinterp.interventions.replay import anatomy
+from mlinterp.halving import halved
+from mlinterp.patching.answers import answers_only, at_answers, measured, tokens_asked
+from mlinterp.patching.components import Ablation
+from mlinterp.patching.metrics import Metric
+from mlinterp.patching.replay import anatomy
+from mlinterp.patching.stand_ins import patched_positions
 from mlinterp.sae.model import SAE
 from mlinterp.subjects.base import Address, Tap
 from mlinterp.subjects.hooked import HookedSubject

@@ -28,8 +28,9 @@ from torch import Tensor
 
 from mlinterp.circuits.graph import Graph
 from mlinterp.errors import EnvironmentFault, ExperimentError, SpecError
-from mlinterp.interventions.attribution_runs import halved, is_out_of_memory, measured, tokens_asked
-from mlinterp.interventions.metrics import Metric
+from mlinterp.halving import halved, is_out_of_memory
+from mlinterp.patching.answers import measured, tokens_asked
+from mlinterp.patching.metrics import Metric
 from mlinterp.progress import Advance, unheard
 from mlinterp.subjects.hooked import HookedSubject
 from mlinterp.subjects.pairs import Pairs, answer_columns

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from mlinterp.circuits.graph import Graph, transformer_graph
 from mlinterp.circuits.machine import Machine, Pass
 from mlinterp.errors import SpecError
-from mlinterp.interventions.path_patching_parts import plain_sum
-from mlinterp.interventions.replay import Replay
+from mlinterp.patching.path_parts import plain_sum
+from mlinterp.patching.replay import Replay
 from mlinterp.subjects.base import Examples
 from mlinterp.subjects.hooked import HookedSubject
 from mlinterp.subjects.stream_readers import Readers

@@ -9,8 +9,11 @@ from pathlib import Path
 import mlinterp
 
 COMPUTES = (
+    "circuits",
     "experiments",
     "interventions",
+    "patching",
+    "readouts",
     "sae",
     "subjects",
     "token_sets",

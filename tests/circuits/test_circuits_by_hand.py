@@ -13,8 +13,8 @@ from torch import Tensor
 from mlinterp.circuits.acdc import prune
 from mlinterp.circuits.graph import Graph, Node
 from mlinterp.circuits.transformer import TransformerMachine, graph_of
-from mlinterp.interventions.metrics import MetricRegistry
-from mlinterp.interventions.path_patching import Path, PathPatcher
+from mlinterp.patching.metrics import MetricRegistry
+from mlinterp.patching.path_patcher import Path, PathPatcher
 from mlinterp.subjects.huggingface import HuggingFaceSubject
 from mlinterp.subjects.pairs import tokenise
 

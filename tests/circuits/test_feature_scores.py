@@ -19,7 +19,7 @@ from mlinterp.circuits.latent_faithfulness import judge
 from mlinterp.circuits.latent_machine import Code, LatentMachine
 from mlinterp.circuits.latent_scores import moved, scores, slopes_of
 from mlinterp.errors import EnvironmentFault
-from mlinterp.interventions.metrics import MetricRegistry
+from mlinterp.patching.metrics import MetricRegistry
 from mlinterp.sae.model import SAE
 from mlinterp.subjects.hooked import HookedSubject
 from mlinterp.subjects.pairs import Pairs, answer_columns, tokenise

@@ -14,9 +14,9 @@ from mlinterp.circuits.declared import DeclaredMachine
 from mlinterp.circuits.machine import Machine
 from mlinterp.circuits.transformer import TransformerMachine, graph_of
 from mlinterp.errors import EnvironmentFault, SpecError
-from mlinterp.interventions.metrics import MetricRegistry
-from mlinterp.interventions.patch_places import places
-from mlinterp.interventions.patching import Edit, Patch, Patcher
+from mlinterp.patching.metrics import MetricRegistry
+from mlinterp.patching.patcher import Edit, Patch, Patcher
+from mlinterp.patching.places import places
 from mlinterp.subjects.base import Address
 from mlinterp.subjects.hooked import HookedSubject
 from mlinterp.subjects.huggingface import HuggingFaceSubject

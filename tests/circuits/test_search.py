@@ -16,7 +16,7 @@ from mlinterp.circuits.faithfulness import faithfulness, judge
 from mlinterp.circuits.machine import Machine
 from mlinterp.circuits.redundancy import cut_together, groups_of, hidden
 from mlinterp.circuits.transformer import TransformerMachine, graph_of
-from mlinterp.interventions.metrics import MetricRegistry
+from mlinterp.patching.metrics import MetricRegistry
 from mlinterp.subjects.pairs import tokenise
 
 LOGIT_DIFF = MetricRegistry().get("logit_diff")

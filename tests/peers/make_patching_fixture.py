@@ -1,4 +1,4 @@
-"""Record what TransformerLens's `patching.get_act_patch_*` says, for `tests/interventions/test_patching_recorded.py`.
+"""Record what TransformerLens's `patching.get_act_patch_*` says, for `tests/patching/test_patching_recorded.py`.
 
     peers/bin/python tests/peers/make_patching_fixture.py     (`test_architectures.py` beside this file says how to set `peers` up)
 

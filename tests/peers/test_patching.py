@@ -15,9 +15,9 @@ from typing import Any
 import patching as benchmark
 import pytest
 
-from mlinterp.interventions.metrics import MetricRegistry
-from mlinterp.interventions.patch_places import places
-from mlinterp.interventions.patching import Edit, Patch, Patcher
+from mlinterp.patching.metrics import MetricRegistry
+from mlinterp.patching.patcher import Edit, Patch, Patcher
+from mlinterp.patching.places import places
 from mlinterp.subjects.huggingface import HuggingFaceSubject
 
 with warnings.catch_warnings():

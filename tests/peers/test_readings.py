@@ -15,9 +15,9 @@ import pytest
 import torch
 from watched import ARCHITECTURES, language_model, watch, write_texts
 
-from mlinterp.interventions.head_scores import draw
-from mlinterp.interventions.logit_attribution import Attributor
-from mlinterp.interventions.readouts import readout_of, states_of
+from mlinterp.readouts.head_scores import draw
+from mlinterp.readouts.logit_attribution import Attributor
+from mlinterp.readouts.reading import readout_of, states_of
 from mlinterp.subjects.huggingface import HuggingFaceSubject
 
 with warnings.catch_warnings():

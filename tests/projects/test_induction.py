@@ -12,13 +12,13 @@ from mlinterp.circuits.acdc import prune
 from mlinterp.circuits.declared import DeclaredMachine, graph_of
 from mlinterp.determinism import numpy_stream, settle
 from mlinterp.errors import SpecError
-from mlinterp.interventions.metrics import MetricRegistry
-from mlinterp.interventions.path_patching import Path as Way
-from mlinterp.interventions.path_patching import PathPatcher
-from mlinterp.interventions.path_patching_names import receiver, sender
-from mlinterp.interventions.untrained import untrained
 from mlinterp.io.pyfile import load_function
 from mlinterp.io.tensors import tensors_digest
+from mlinterp.patching.metrics import MetricRegistry
+from mlinterp.patching.path_names import receiver, sender
+from mlinterp.patching.path_patcher import Path as Way
+from mlinterp.patching.path_patcher import PathPatcher
+from mlinterp.patching.untrained import untrained
 from mlinterp.progress import Silent
 from mlinterp.project import read_project
 from mlinterp.subjects.base import IGNORED, Batch
