@@ -227,39 +227,39 @@ def test_no_hook_stays_after_a_run_nor_after_one_that_failed_halfway(kind: str, 
 
 PROVEN: dict[str, tuple[str, ...]] = {
     "the patched runs are the ones a plain hook loop makes, for every component and architecture": (
-        "interventions/test_patching.py::test_patches_equal_a_plain_hook_loop_over_the_whole_model",
-        "interventions/test_patching.py::test_every_metric_in_both_directions_equals_the_plain_loop",
-        "interventions/test_patching_recorded.py::test_every_patch_equals_the_value_that_transformer_lens_recorded",
+        "patching/test_patching.py::test_patches_equal_a_plain_hook_loop_over_the_whole_model",
+        "patching/test_patching.py::test_every_metric_in_both_directions_equals_the_plain_loop",
+        "patching/test_patching_recorded.py::test_every_patch_equals_the_value_that_transformer_lens_recorded",
     ),
     "an identity patch changes exactly nothing": (
-        "interventions/test_patching.py::test_an_identity_patch_changes_exactly_nothing",
-        "interventions/test_path_patching.py::test_a_path_between_equal_prompts_changes_nothing_exactly",
+        "patching/test_patching.py::test_an_identity_patch_changes_exactly_nothing",
+        "patching/test_path_patching.py::test_a_path_between_equal_prompts_changes_nothing_exactly",
         "interventions/test_intervene.py::test_a_subject_that_does_not_agree_with_itself_is_caught_by_the_identity_control",
     ),
     "a path's effect is that of its sender on its receiver alone": (
-        "interventions/test_path_patching.py::test_a_hand_written_induction_circuit_has_path_effects_of_one_and_zero",
-        "interventions/test_path_patching.py::test_paths_equal_plain_hooks_on_the_projections_of_the_whole_model",
-        "interventions/test_path_patching.py::test_the_path_to_every_reader_is_the_whole_effect_of_patching_the_sender",
-        "interventions/test_path_patching.py::test_a_nonsense_sender_or_receiver_is_refused_with_the_nearest_name",
+        "patching/test_path_patching.py::test_a_hand_written_induction_circuit_has_path_effects_of_one_and_zero",
+        "patching/test_path_patching.py::test_paths_equal_plain_hooks_on_the_projections_of_the_whole_model",
+        "patching/test_path_patching.py::test_the_path_to_every_reader_is_the_whole_effect_of_patching_the_sender",
+        "patching/test_path_patching.py::test_a_nonsense_sender_or_receiver_is_refused_with_the_nearest_name",
     ),
     "ablating or patching a latent moves what the model says, and one that is silent exactly nothing": (
-        "interventions/test_patch_latents.py::test_patches_equal_a_plain_loop_of_hooks_that_encode_and_decode",
-        "interventions/test_patch_latents.py::test_zero_ablation_of_a_latent_that_is_not_active_changes_exactly_nothing",
+        "patching/test_patch_latents.py::test_patches_equal_a_plain_loop_of_hooks_that_encode_and_decode",
+        "patching/test_patch_latents.py::test_zero_ablation_of_a_latent_that_is_not_active_changes_exactly_nothing",
         "interventions/test_policies.py::test_ablating_keeps_the_error_term_and_removes_exactly_the_latents_share",
     ),
     "attribution patching follows true gradients, in one backward pass": (
-        "interventions/test_attribution_patching.py::test_attribution_equals_activation_patching_in_a_linear_network",
-        "interventions/test_attribution_patching.py::test_slopes_are_finite_differences_of_the_whole_model_in_float64",
-        "interventions/test_attribution_patching.py::test_integrated_gradients_add_up_to_what_patching_a_whole_layer_does",
-        "interventions/test_attribution_patching.py::test_two_forward_passes_and_one_backward_pass_give_every_place",
+        "patching/test_attribution_patching.py::test_attribution_equals_activation_patching_in_a_linear_network",
+        "patching/test_attribution_patching.py::test_slopes_are_finite_differences_of_the_whole_model_in_float64",
+        "patching/test_attribution_patching.py::test_integrated_gradients_add_up_to_what_patching_a_whole_layer_does",
+        "patching/test_attribution_patching.py::test_two_forward_passes_and_one_backward_pass_give_every_place",
     ),
     "the terms of a logit sum to it, head by head": (
-        "interventions/test_direct_logit_attribution.py::test_terms_sum_to_the_logit_and_to_a_difference_of_logits",
-        "interventions/test_direct_logit_attribution.py::test_the_norms_scale_is_that_of_the_whole_stream_and_not_of_each_part",
+        "readouts/test_direct_logit_attribution.py::test_terms_sum_to_the_logit_and_to_a_difference_of_logits",
+        "readouts/test_direct_logit_attribution.py::test_the_norms_scale_is_that_of_the_whole_stream_and_not_of_each_part",
     ),
     "heads are what enters the output projection, not slices of what leaves it": (
-        "interventions/test_patching.py::test_all_heads_together_are_the_output_of_attention_also_where_they_share_keys_and_values",
-        "interventions/test_direct_logit_attribution.py::"
+        "patching/test_patching.py::test_all_heads_together_are_the_output_of_attention_also_where_they_share_keys_and_values",
+        "readouts/test_direct_logit_attribution.py::"
         "test_what_a_head_contributes_is_what_its_slice_of_the_output_projection_alone_makes_of_it",
     ),
     "edges are tested one by one, and none has the effect of its node": (
@@ -273,7 +273,7 @@ PROVEN: dict[str, tuple[str, ...]] = {
         "workflows/test_workflows.py::test_every_head_of_every_layer_is_patched_and_ranked",
     ),
     "parallel parts that hide each other are warned of": (
-        "interventions/test_activation_patching.py::test_single_patches_of_an_or_gate_show_nothing_and_the_joint_patch_says_so",
+        "patching/test_activation_patching.py::test_single_patches_of_an_or_gate_show_nothing_and_the_joint_patch_says_so",
         "circuits/test_search.py::test_edges_into_an_or_gate_do_nothing_alone_and_are_reported_together",
     ),
     "an SAE that latents are patched through has k active latents, its own threshold, and never saw padding": (
@@ -285,53 +285,53 @@ PROVEN: dict[str, tuple[str, ...]] = {
     "a finding rests on several pairs of equal length, beside controls, with intervals": (
         "subjects/test_pairs.py::test_prompts_of_unequal_length_are_refused_with_both_lists_of_tokens",
         "subjects/test_pairs.py::test_aligned_prompts_share_the_positions_that_both_have",
-        "interventions/test_activation_patching.py::test_every_place_stands_beside_its_nulls_with_an_interval_over_pairs",
-        "interventions/test_activation_patching.py::test_a_single_pair_is_said_to_have_no_interval",
+        "patching/test_activation_patching.py::test_every_place_stands_beside_its_nulls_with_an_interval_over_pairs",
+        "patching/test_activation_patching.py::test_a_single_pair_is_said_to_have_no_interval",
     ),
     "intervals and p values mean what they say": (
-        "interventions/test_patch_effects.py::test_intervals_over_few_and_over_many_pairs_cover_as_often_as_they_say",
-        "interventions/test_patch_effects.py::test_changes_of_the_null_s_size_are_not_significant_and_large_ones_are",
-        "interventions/test_head_detectors.py::test_heads_that_have_learned_nothing_are_no_more_often_significant_than_the_level_says",
+        "patching/test_patch_effects.py::test_intervals_over_few_and_over_many_pairs_cover_as_often_as_they_say",
+        "patching/test_patch_effects.py::test_changes_of_the_null_s_size_are_not_significant_and_large_ones_are",
+        "readouts/test_head_detectors.py::test_heads_that_have_learned_nothing_are_no_more_often_significant_than_the_level_says",
     ),
     "each metric has one definition, and what is undefined is none": (
-        "interventions/test_metrics.py::test_each_metric_is_its_formula",
-        "interventions/test_metrics.py::test_nothing_over_nothing_is_undefined_and_never_zero",
-        "interventions/test_metrics.py::test_a_project_adds_its_own_as_a_function_of_a_file",
+        "patching/test_metrics.py::test_each_metric_is_its_formula",
+        "patching/test_metrics.py::test_nothing_over_nothing_is_undefined_and_never_zero",
+        "patching/test_metrics.py::test_a_project_adds_its_own_as_a_function_of_a_file",
     ),
     "a model that there are no names for is patched by module path": (
         "subjects/test_hook_points.py::test_other_architectures_are_hooked_by_module_path_and_take_padding_on_the_right",
-        "interventions/test_patching.py::test_a_model_that_has_no_names_for_its_parts_is_told_to_name_modules",
+        "patching/test_patching.py::test_a_model_that_has_no_names_for_its_parts_is_told_to_name_modules",
     ),
     "an unknown component is refused with the nearest name": (
-        "interventions/test_activation_patching.py::test_what_does_not_exist_is_refused_by_name",
-        "interventions/test_attribution_patching_experiment.py::test_an_unknown_component_is_refused_with_the_nearest_name",
+        "patching/test_activation_patching.py::test_what_does_not_exist_is_refused_by_name",
+        "patching/test_attribution_patching_experiment.py::test_an_unknown_component_is_refused_with_the_nearest_name",
     ),
     "a hook point that never fires, and an edit that is never applied, are failures": (
         "subjects/test_hooked.py::test_a_hook_point_that_runs_twice_or_never_or_holds_no_activation_is_refused",
         "interventions/test_intervene.py::test_a_policy_that_was_never_applied_is_a_named_failure_without_numbers",
     ),
     "a batch that does not fit in memory is split and goes on": (
-        "interventions/test_patching.py::test_a_batch_that_does_not_fit_in_memory_is_split_and_goes_on",
-        "interventions/test_attribution_patching.py::test_a_batch_that_does_not_fit_in_memory_is_halved",
-        "interventions/test_tuned_lens.py::test_a_batch_that_does_not_fit_in_memory_is_refused_with_its_size",
+        "patching/test_patching.py::test_a_batch_that_does_not_fit_in_memory_is_split_and_goes_on",
+        "patching/test_attribution_patching.py::test_a_batch_that_does_not_fit_in_memory_is_halved",
+        "readouts/test_tuned_lens.py::test_a_batch_that_does_not_fit_in_memory_is_refused_with_its_size",
         "circuits/test_machine.py::test_a_batch_that_does_not_fit_in_memory_is_split_until_it_does",
     ),
     "padding on either side changes no number": (
         "subjects/test_hook_points.py::test_left_padding_right_padding_and_none_agree_on_real_tokens",
-        "interventions/test_patching.py::test_padding_on_either_side_changes_no_number",
-        "interventions/test_path_patching.py::test_neither_padding_nor_the_batch_changes_a_path",
-        "interventions/test_logit_lens.py::test_padding_changes_nothing_at_real_tokens",
-        "interventions/test_direct_logit_attribution.py::test_padding_changes_no_term",
-        "interventions/test_head_detectors.py::test_padding_on_the_left_changes_no_pattern_of_the_real_tokens",
+        "patching/test_patching.py::test_padding_on_either_side_changes_no_number",
+        "patching/test_path_patching.py::test_neither_padding_nor_the_batch_changes_a_path",
+        "readouts/test_logit_lens.py::test_padding_changes_nothing_at_real_tokens",
+        "readouts/test_direct_logit_attribution.py::test_padding_changes_no_term",
+        "readouts/test_head_detectors.py::test_padding_on_the_left_changes_no_pattern_of_the_real_tokens",
     ),
     "logits with hooks are logits without, and hooks are gone after an exception": (
         "subjects/test_hook_points.py::test_resid_post_is_hidden_states_and_tracing_leaves_the_logits_alone_bit_for_bit",
         "subjects/test_huggingface.py::test_hooks_are_gone_afterwards_also_when_the_tap_raises",
-        "interventions/test_patching.py::test_an_error_that_is_not_about_memory_passes_through_and_no_hook_stays",
+        "patching/test_patching.py::test_an_error_that_is_not_about_memory_passes_through_and_no_hook_stays",
     ),
     "the size of a batch changes no number": (
-        "interventions/test_patching.py::test_the_size_of_batches_changes_no_number",
-        "interventions/test_direct_logit_attribution.py::test_results_do_not_depend_on_the_batch_size_but_for_rounding",
+        "patching/test_patching.py::test_the_size_of_batches_changes_no_number",
+        "readouts/test_direct_logit_attribution.py::test_results_do_not_depend_on_the_batch_size_but_for_rounding",
     ),
 }
 """What is promised, and the tests that would fail if it were not kept."""
