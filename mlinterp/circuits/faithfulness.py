@@ -34,7 +34,7 @@ class Judged(NamedTuple):
     faithfulness: CellEffect | None
     """Beside random circuits of as many edges; None where undefined."""
     completeness: CellEffect | None
-    """Beside that of the same random circuits."""
+    """Beside that of random circuits of as many edges, reached or not: any edge that is cut can take something away."""
     minimality: float | None
     """None for the empty circuit."""
     tried: int
@@ -68,7 +68,8 @@ def judge(
     for draw in range(draws):
         drawn = np.stack([graph.grown(size, seed, draw, reached=alive) for size in sizes])
         chance.append(machine.metrics(drawn, rows, done))
-        chance_without.append(machine.metrics(graph.whole & ~drawn, rows, done))
+        cut = np.stack([graph.grown(int(circuit.sum()), seed, draw) for circuit in circuits])
+        chance_without.append(machine.metrics(graph.whole & ~cut, rows, done))
     restored = cell_effects((own - m_empty).T, np.stack([(each - m_empty).T for each in chance]), gaps, n_bootstrap, seed)
     lost = cell_effects((m_whole - without).T, np.stack([(m_whole - each).T for each in chance_without]), gaps, n_bootstrap, seed)
     judged = []
