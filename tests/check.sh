@@ -10,4 +10,4 @@ export OMP_NUM_THREADS=1 MLFLOW_DISABLE_TELEMETRY=true
 .venv/bin/ruff check .
 .venv/bin/mypy
 .venv/bin/lint-imports
-exec .venv/bin/python -m pytest --numprocesses "${WORKERS:-2}" --dist loadfile "$@"
+exec .venv/bin/python -m pytest --numprocesses "${WORKERS:-2}" --dist loadgroup "$@"
