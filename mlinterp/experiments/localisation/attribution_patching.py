@@ -15,7 +15,7 @@ from mlinterp.errors import SpecError
 from mlinterp.experiments.base import Context, Experiment, Variables
 from mlinterp.experiments.localisation import activation_patching
 from mlinterp.experiments.localisation.activation_patching import ActivationPatchingVariables
-from mlinterp.patching.metrics import BUILT_IN
+from mlinterp.experiments.localisation.pair_variables import FLAT_AT_CLEAN
 from mlinterp.result import ExperimentResult
 from mlinterp.spec import Spec
 
@@ -42,8 +42,7 @@ def check(spec: Spec, variables: Variables, roles: Collection[str]) -> None:
     """Refuse what `activation_patching` refuses, and a metric whose slope is zero at the run that is patched."""
     assert isinstance(variables, AttributionPatchingVariables)
     activation_patching.check(spec, variables, roles)
-    flat = [metric.name for metric in BUILT_IN if not metric.needs]
-    if variables.metric in flat and variables.direction == "noise" and variables.method == "gradient":
+    if variables.metric in FLAT_AT_CLEAN and variables.direction == "noise" and variables.method == "gradient":
         raise SpecError(
             f"{variables.metric} is largest at the clean run, so it has no slope there",
             field="variables.metric",

@@ -7,23 +7,20 @@ Conmy et al. 2023). The circuit is chosen on some of the prompt pairs and judged
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from mlinterp.errors import SpecError
 from mlinterp.experiments.base import Context, Experiment, Variables
-from mlinterp.experiments.localisation.pair_variables import PairVariables, check_metric
+from mlinterp.experiments.localisation.pair_variables import CircuitVariables, check_metric, refuse_flat
 from mlinterp.result import ExperimentResult
 from mlinterp.spec import Spec
 
 CIRCUIT = "circuit.json"
 """The found circuit, as a file."""
-FLAT_AT_CLEAN = ("kl", "l2", "cosine")
-"""Metrics that are largest in the clean run: their gradient vanishes there."""
 
 
-class CircuitDiscoveryVariables(PairVariables):
+class CircuitDiscoveryVariables(CircuitVariables):
     """Which behaviour the circuit is of, how it is searched, and how it is judged."""
 
     method: Literal["eap", "eap_ig", "acdc"] = Field(
@@ -39,16 +36,12 @@ class CircuitDiscoveryVariables(PairVariables):
     threshold: float = Field(
         0.01, gt=0, le=1, description="share of the gap that an edge must matter: by it acdc keeps edges, and minimality counts them"
     )
-    sizes: list[Annotated[int, Field(ge=1)]] | None = Field(
-        None, min_length=1, max_length=100, description="numbers of edges of the curve's circuits; 1, 2, 5, 10, 20, … where left out"
-    )
     target: float = Field(
         0.8,
         gt=0,
         le=1,
         description="eap, eap_ig: the circuit is the smallest as faithful as this on the pairs that choose it, of `sizes` if given",
     )
-    held_out: float = Field(0.5, gt=0, lt=1, description="share of the pairs that judge the circuit and do not choose it")
     random_circuits: int = Field(
         5,
         ge=2,
@@ -56,28 +49,13 @@ class CircuitDiscoveryVariables(PairVariables):
         description="random circuits of each size, grown from the logits as found ones are, that faithfulness is compared with",
     )
     exact: int = Field(32, ge=2, le=1000, description="largest edges that are cut by themselves too, to see how good their scores are")
-    batch_size: int = Field(
-        64, ge=1, le=65_536, description="runs a batch; one that does not fit in memory is split. It changes the last digits of float32"
-    )
-
-    @model_validator(mode="after")
-    def _consistent(self) -> CircuitDiscoveryVariables:
-        if self.sizes is not None and len(set(self.sizes)) != len(self.sizes):
-            raise ValueError(f"sizes {self.sizes} must name each once")
-        if isinstance(self.pairs, list) and len(self.pairs) < 2:
-            raise ValueError("pairs must be at least 2: the circuit is judged on pairs that did not choose it")
-        return self
 
 
 def check(_spec: Spec, variables: Variables, _roles: Collection[str]) -> None:
     """Refuse an unknown metric, one without a gradient where one is needed, and pairs that lack a token that it needs."""
     assert isinstance(variables, CircuitDiscoveryVariables)
-    if variables.method == "eap" and variables.metric in FLAT_AT_CLEAN:
-        raise SpecError(
-            f"the gradient of {variables.metric} is zero in the clean run, and so would be every score",
-            field="variables.metric",
-            allowed="method: eap_ig or acdc, or another metric",
-        )
+    if variables.method == "eap":
+        refuse_flat(variables.metric, "method: eap_ig or acdc, or another metric")
     check_metric(variables.metric, variables.pairs)
 
 

@@ -8,15 +8,13 @@ without, beside random latents of the same number.
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
 
-from mlinterp.errors import SpecError
 from mlinterp.experiments.base import Context, Experiment, Variables
 from mlinterp.experiments.localisation import circuit_discovery
-from mlinterp.experiments.localisation.circuit_discovery import FLAT_AT_CLEAN
-from mlinterp.experiments.localisation.pair_variables import PairVariables, check_metric
+from mlinterp.experiments.localisation.pair_variables import CircuitVariables, check_metric, refuse_flat
 from mlinterp.experiments.sae_evaluate import OTHERS
 from mlinterp.result import ExperimentResult
 from mlinterp.spec import Spec
@@ -27,7 +25,7 @@ THRESHOLD = 0.01
 """Share of the gap that a latent must carry where a spec does not say."""
 
 
-class FeatureCircuitVariables(PairVariables):
+class FeatureCircuitVariables(CircuitVariables):
     """Which behaviour the circuit is of, which latents and edges are in it, and how it is judged."""
 
     method: Literal["gradient", "integrated"] = Field(
@@ -46,10 +44,6 @@ class FeatureCircuitVariables(PairVariables):
     top: int | None = Field(None, ge=1, le=1000, description="the circuit is this many latents of largest score instead")
     edges: bool = Field(True, description="whether edges between the circuit's latents, the errors and the metric are measured")
     edge_threshold: float = Field(0.01, gt=0, le=1, description="share of the gap that an edge must carry to be in the circuit")
-    sizes: list[Annotated[int, Field(ge=1)]] | None = Field(
-        None, min_length=1, max_length=100, description="numbers of latents of the curve's circuits; 1, 2, 5, 10, 20, … where left out"
-    )
-    held_out: float = Field(0.5, gt=0, lt=1, description="share of the pairs that judge the circuit and do not choose it")
     random_circuits: int = Field(5, ge=2, le=100, description="random circuits of each size that faithfulness is compared with")
     controls: int = Field(10, ge=2, le=50, description="draws of random directions that each score is compared with")
     exact: int = Field(
@@ -57,9 +51,6 @@ class FeatureCircuitVariables(PairVariables):
         ge=2,
         le=1000,
         description="largest latents, and edges, that are patched exactly too, with as many at random: how good scores are",
-    )
-    batch_size: int = Field(
-        64, ge=1, le=65_536, description="runs a batch; one that does not fit in memory is split. It changes the last digits of float32"
     )
 
     @property
@@ -69,24 +60,16 @@ class FeatureCircuitVariables(PairVariables):
 
     @model_validator(mode="after")
     def _consistent(self) -> FeatureCircuitVariables:
-        if self.sizes is not None and len(set(self.sizes)) != len(self.sizes):
-            raise ValueError(f"sizes {self.sizes} must name each once")
         if self.threshold is not None and self.top is not None:
             raise ValueError("threshold and top both say which latents are in the circuit: give one")
-        if isinstance(self.pairs, list) and len(self.pairs) < 2:
-            raise ValueError("pairs must be at least 2: the circuit is judged on pairs that did not choose it")
         return self
 
 
 def check(_spec: Spec, variables: Variables, _roles: Collection[str]) -> None:
     """Refuse an unknown metric, one without a slope where one is needed, and pairs that lack a token that it needs."""
     assert isinstance(variables, FeatureCircuitVariables)
-    if variables.method == "gradient" and variables.metric in FLAT_AT_CLEAN:
-        raise SpecError(
-            f"the gradient of {variables.metric} is zero in the clean run, and so would be every score",
-            field="variables.metric",
-            allowed="method: integrated, or another metric",
-        )
+    if variables.method == "gradient":
+        refuse_flat(variables.metric, "method: integrated, or another metric")
     check_metric(variables.metric, variables.pairs)
 
 
